@@ -1,0 +1,16 @@
+"""fedlib: federated and centralized learning for medical images, thin over MONAI and Flower.
+
+The rooms, from the ground up (a room imports only from rooms below it)::
+
+    config -> data -> runs -> partition -> tasks -> training -> federation -> engines
+           -> experiment -> statistics, plots -> report -> study -> cli
+"""
+
+import os
+
+# OpenMP threads that spin while they wait slow a step down up to twenty times as soon as another process
+# wants a core. Read once, when torch is imported, so it is set here, before any module imports torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# A study of medical images runs offline: Flower neither reports usage nor asks for updates.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")

@@ -1,0 +1,187 @@
+"""What a run and a study are made of: validated, frozen, hashed.
+
+`RunConfig` is one training with one seed; `StudyConfig` is a grid of runs on one task. A *profile* (`smoke`, `quick`,
+`full`) holds the sizes that go together; every field of it can be set by a notebook parameter of the same name.
+"""
+
+import ast
+import difflib
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+ROOT = Path(__file__).resolve().parent.parent
+PROFILES = Path(__file__).resolve().parent / "profiles"
+
+Task = Literal["classification", "segmentation"]
+Mode = Literal["centralized", "local", "federated"]
+Partition = Literal["balanced", "unbalanced"]
+Strategy = Literal["fedavg"]
+Engine = Literal["inprocess"]
+ProfileName = Literal["smoke", "quick", "full"]
+
+
+class UserError(ValueError):
+    """Something the user can mend: one line with the file or parameter, the value, and what was expected."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Let IPython show the one line instead of a traceback through our code."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+def _listed(value: Any) -> Any:
+    """Take `"2,4,8"`, `"[2, 4, 8]"`, `4` and `[2, 4, 8]` alike: papermill's `-p` sends lists as text."""
+    if isinstance(value, str):
+        return [part.strip(" '\"") for part in value.strip("[]() ").split(",") if part.strip()]
+    return [value] if isinstance(value, int) else value
+
+
+Positive = Annotated[int, Field(ge=1)]
+Counts = Annotated[tuple[Positive, ...], BeforeValidator(_listed), Field(min_length=1)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_listed), Field(min_length=1)]
+Partitions = Annotated[tuple[Partition, ...], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Training(_Frozen):
+    """How every arm of a study trains. All values are *chosen*: the paper's abstract states none of them."""
+
+    rounds: Positive
+    """Federated rounds. A centralized run trains rounds x local_epochs epochs (equal budget)."""
+    local_epochs: Positive
+    """Epochs over a client's own cases in each round."""
+    batch_size: Positive
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    """Peak of AdamW's learning rate; linear warm-up, then cosine to zero over the whole run."""
+    width: Positive
+    """Channels of the first layer: 64 in the ResNet18 of the literature; doubled at each level in both models."""
+    unbalance_ratio: Annotated[float, Field(ge=1)]
+    """Cases of the largest client over those of the smallest in an unbalanced partition."""
+    precision: Literal["fp32", "bf16"]
+    """Arithmetic of the forward pass; weights, losses and updates are always fp32."""
+
+
+class RunConfig(Training):
+    """One configuration with one seed. `run_id` names it; equal configurations have equal ids."""
+
+    task: Task
+    mode: Mode
+    n_clients: Positive = 1
+    partition: Partition | Literal["none"] = "none"
+    strategy: Strategy | Literal["none"] = "none"
+    engine: Engine | Literal["none"] = "none"
+    seed: Annotated[int, Field(ge=0)]
+    data_fingerprint: str
+    """The fingerprint of the prepared set: another data set is another run."""
+
+    @property
+    def run_id(self) -> str:
+        """A name a person can read, ending in eight hex digits of the configuration's hash."""
+        parts = [self.task, self.mode]
+        if self.mode != "centralized":
+            parts += [f"k{self.n_clients}", self.partition]
+        if self.mode == "federated":
+            parts += [self.strategy, self.engine]
+        digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        return "-".join([*parts, f"s{self.seed}", digest[:8]])
+
+
+class TaskProfile(Training):
+    """The sizes that go together for one task: training, the grid of runs, and the synthetic set they suit."""
+
+    client_counts: Counts
+    partitions: Partitions
+    synthetic_cases: Positive
+    """Cases of the synthetic set, made when no `data_dir` is given."""
+    size: Positive
+    """Side of the prepared synthetic images (pixels) or volumes (voxels)."""
+
+
+class StudyConfig(TaskProfile):
+    """A grid of runs on one task: centralized, and local-only and federated for each client count and partition."""
+
+    task: Task = "classification"
+    profile: ProfileName = "quick"
+    strategy: Strategy = "fedavg"
+    engine: Engine = "inprocess"
+    seeds: Seeds = Field((1,), alias="seed")
+    data_dir: Path | None = None
+    """A prepared set, or a folder that holds one per task; None: the synthetic set under out_dir."""
+    out_dir: Path
+
+    @classmethod
+    def make(cls, **parameters: Any) -> "StudyConfig":
+        """Build a study from flat parameters; what is missing or None is taken from the profile.
+
+        Raises UserError, in one line, on an unknown name or a value of the wrong kind.
+        """
+        given = {name: value for name, value in parameters.items() if value is not None}
+        profile, task = given.get("profile", "quick"), given.get("task", "classification")
+        defaults: dict[str, Any] = {"out_dir": ROOT / "reports" / str(profile)}
+        if profile in ProfileName.__args__ and task in Task.__args__:
+            defaults |= load_profile(profile)[task].model_dump()
+        study = validated(cls, defaults | given)
+        return study.model_copy(update={"out_dir": Path(study.out_dir).absolute()})
+
+    @classmethod
+    def from_notebook(cls, namespace: dict[str, Any]) -> "StudyConfig":
+        """Build the study of a notebook from its `globals()`, after the cell tagged `parameters`.
+
+        Papermill only warns of a parameter that the notebook does not know, so the names it injected are read back
+        from the input history: a typing error stops the notebook here instead of training the wrong thing.
+        """
+        known = {field.alias or name for name, field in cls.model_fields.items()} | set(cls.model_fields)
+        injected = {name for cell in namespace.get("In", []) if cell.startswith("# Parameters") for name in _set_in(cell)}
+        return cls.make(**{name: namespace[name] for name in known | injected if name in namespace})
+
+    def runs(self, data_fingerprint: str, modes: tuple[Mode, ...] = Mode.__args__) -> list[RunConfig]:
+        """Every run of the grid, in the order it is carried out: centralized, then local and federated by K."""
+        shared = self.model_dump(include=set(Training.model_fields)) | {
+            "task": self.task, "data_fingerprint": data_fingerprint}  # fmt: skip
+        grid: list[dict[str, Any]] = []
+        for seed in self.seeds:
+            grid.append({"mode": "centralized", "seed": seed})
+            for n_clients in self.client_counts:
+                for partition in self.partitions:
+                    dealt = {"seed": seed, "n_clients": n_clients, "partition": partition}
+                    grid.append({"mode": "local", **dealt})
+                    grid.append({"mode": "federated", "strategy": self.strategy, "engine": self.engine, **dealt})
+        return [RunConfig(**shared, **arm) for arm in grid if arm["mode"] in modes]
+
+
+def validated(model: type[BaseModel], values: dict[str, Any]) -> Any:
+    """Build `model` from `values`; turn pydantic's first complaint into one line that names the parameter."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise UserError(_explain(model, error)) from None
+
+
+def load_profile(name: str) -> dict[str, TaskProfile]:
+    """Read a profile's YAML: one TaskProfile per task."""
+    text = yaml.safe_load((PROFILES / f"{name}.yaml").read_text())
+    return {task: validated(TaskProfile, text[task]) for task in Task.__args__}
+
+
+def _explain(model: type[BaseModel], error: ValidationError) -> str:
+    # A wrong task or profile leaves the fields that it would have set missing: the cause comes first.
+    first = min(error.errors(), key=lambda complaint: complaint["type"] == "missing")
+    name = str(first["loc"][0]) if first["loc"] else model.__name__
+    if first["type"] == "extra_forbidden":
+        known = sorted(field.alias or key for key, field in model.model_fields.items())
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+        return f"unknown parameter {name!r}: {hint}"
+    return f"{name} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _set_in(cell: str) -> set[str]:
+    """Names assigned at the top level of a code cell."""
+    assigned = [node for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
+    return {target.id for node in assigned for target in node.targets if isinstance(target, ast.Name)}

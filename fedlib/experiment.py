@@ -1,0 +1,179 @@
+"""run(config) -> Run: the one door to centralized, local-only and federated training."""
+
+import hashlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from fedlib import tasks
+from fedlib.config import RunConfig
+from fedlib.data import PreparedSet
+from fedlib.engines import run_federation
+from fedlib.partition import deal
+from fedlib.runs import Run, RunRecord, RunStore, provenance, state_sha256
+from fedlib.training import device, evaluate, initial_model, train_round
+
+
+def run(config: RunConfig, data: PreparedSet, store: RunStore) -> Run:
+    """Train and score one configuration, or read it from the store if it is done there.
+
+    The models are those after the last round: nothing is selected, the test split is touched once, at the end.
+    A failure is written to the run's status and raised again; an interrupted run starts anew next time.
+    """
+    with store.lock(config.run_id):
+        if (known := store.get(config.run_id)) and known.done:
+            return known
+        record = store.begin(config)
+        try:
+            MODES[config.mode](config, data, record)
+            return _score(config, data, record)
+        except Exception as error:
+            record.set_status("failed", error=f"{type(error).__name__}: {error}")
+            raise
+        except KeyboardInterrupt:
+            record.set_status("queued")
+            raise
+
+
+def run_all(
+    configs: list[RunConfig], data: PreparedSet, store: RunStore, report: Callable[[str], None] = print
+) -> list[Run]:
+    """Carry out runs in order, with a progress bar and a line for each; a failed one does not stop the others.
+
+    Returns the runs that are done. Failures are told through `report` and stay in the store.
+    """
+    for number, config in enumerate(configs, 1):
+        known = store.get(config.run_id)
+        head = f"[{number}/{len(configs)}] {config.run_id}"
+        try:
+            if known and known.done:
+                report(f"{head}: read from the run store, {_headline(known)}")
+                continue
+            with _progress(config, store):
+                done = run(config, data, store)
+            report(f"{head}: {done.result['seconds']:.0f} s, {_headline(done)}")
+        except Exception as error:  # a failed run is part of the result; the study names it and goes on
+            report(f"{head}: FAILED: {error}")
+        store.write_results()
+    return store.done(configs)
+
+
+def load_model(run: Run, data: PreparedSet, client: int | None = None) -> torch.nn.Module:
+    """The trained model of a run; of a local run that of one client."""
+    model, state = initial_model(run.config, data), run.weights()
+    prefix = "" if client is None else f"client{client}."
+    model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)})
+    return model
+
+
+def clients_of(config: RunConfig, data: PreparedSet) -> list[np.ndarray]:
+    """Training rows of each client of a run; all of them with one client when it is centralized."""
+    train = data.split("train")
+    if config.mode == "centralized":
+        return [train]
+    return deal(data.cases, train, config.n_clients, config.partition, config.unbalance_ratio, config.seed)
+
+
+def _train_apart(config: RunConfig, data: PreparedSet, record: RunRecord) -> None:
+    """Centralized and local-only: every client trains alone, from the same start, for as many rounds as a federation."""
+    states, rounds = [], []
+    for client, rows in enumerate(clients_of(config, data)):
+        model = initial_model(config, data)
+        for number in range(1, config.rounds + 1):
+            trained = train_round(model, data, rows, config, client, number)
+            record.log_clients([{"round": number, "client": client, **trained, "bytes_down": 0, "bytes_up": 0}])
+            scores = tasks.get(config.task).summarize(evaluate(model, data, data.split("val"), config))
+            rounds.append({"round": number, **scores, "seconds": trained["seconds"], "bytes_down": 0, "bytes_up": 0})
+        states.append({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()})
+    totals = {"seconds": "sum", "bytes_down": "sum", "bytes_up": "sum"}
+    table = pd.DataFrame(rounds)
+    how = {column: totals.get(column, "mean") for column in table.columns[1:]}
+    for row in table.groupby("round", as_index=False).agg(how).to_dict("records"):
+        record.log_round(row)
+    if config.mode == "centralized":
+        record.save_weights(states[0])
+    else:
+        own = {f"client{k}.{name}": tensor for k, state in enumerate(states) for name, tensor in state.items()}
+        record.save_weights(own)
+
+
+def _train_federated(config: RunConfig, data: PreparedSet, record: RunRecord) -> None:
+    run_federation(config, data.folder, record.folder)
+
+
+MODES = {"centralized": _train_apart, "local": _train_apart, "federated": _train_federated}
+
+
+def _score(config: RunConfig, data: PreparedSet, record: RunRecord) -> Run:
+    """Score the final model, or those of the clients, on the test split; write what a finished run has."""
+    trained = Run(record.folder)
+    alone = range(config.n_clients) if config.mode == "local" else [None]
+    tables, scores, hashes = [], [], []
+    for client in alone:
+        model = load_model(trained, data, client)
+        cases = evaluate(model, data, data.split("test"), config, final=True)
+        scores.append(tasks.get(config.task).summarize(cases))
+        hashes.append(state_sha256(model.state_dict()))
+        tables.append(cases if client is None else cases.assign(client=client))
+    record.log_cases(pd.concat(tables, ignore_index=True))
+    if config.mode == "local":
+        tested = [{f"test_{metric}": score for metric, score in row.items()} for row in scores]
+        record.log_test_scores([row | {"weights_sha256": sha} for row, sha in zip(tested, hashes, strict=True)])
+        weights_sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
+    else:
+        weights_sha256 = hashes[0]
+    return record.finish(
+        provenance(config, weights_sha256, device()),
+        _result(trained, data, pd.DataFrame(scores).mean().to_dict(), weights_sha256),
+    )
+
+
+def _result(run: Run, data: PreparedSet, metrics: dict[str, float], weights_sha256: str) -> dict[str, Any]:
+    """The run's row of results.csv. seconds: training of all clients, one after the other; bytes: both ways, all rounds."""
+    config, clients = run.config, run.clients
+    shown = ("task", "mode", "n_clients", "partition", "strategy", "engine", "seed", "rounds", "local_epochs")
+    return {
+        "run_id": config.run_id,
+        **{name: getattr(config, name) for name in shown},
+        "n_train": len(data.split("train")),
+        "n_test": len(data.split("test")),
+        **metrics,
+        "seconds": round(float(clients["seconds"].sum()), 3),
+        "bytes": int(clients[["bytes_down", "bytes_up"]].to_numpy().sum()),
+        "weights_sha256": weights_sha256,
+    }
+
+
+@contextmanager
+def _progress(config: RunConfig, store: RunStore) -> Iterator[None]:
+    """A bar over the clients' turns. It watches the run's folder, so that it works whatever engine does the training."""
+    table = store.folder / config.run_id / "clients.csv"
+    finished = threading.Event()
+    bar = tqdm(total=config.rounds * config.n_clients, desc=config.run_id, unit="turn", leave=False, file=sys.stdout)
+
+    def watch() -> None:
+        while not finished.wait(0.5):
+            if table.exists():
+                bar.n = max(0, len(table.read_text().splitlines()) - 1)
+                bar.refresh()
+
+    table.unlink(missing_ok=True)
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        watcher.join()
+        bar.close()
+
+
+def _headline(run: Run) -> str:
+    return ", ".join(f"{name} {run.result[name]:.3f}" for name in tasks.get(run.config.task).PRIMARY)

@@ -1,0 +1,205 @@
+"""The run store: a folder per run, readable at any moment, whole after any crash.
+
+Every file is written aside and renamed. `status.json` is written last and carries the result, so a run is done exactly when
+its result is there. Readers (statistics, plots, the report) use nothing but this store.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save
+
+from fedlib.config import ROOT, RunConfig, validated
+
+State = dict[str, torch.Tensor]
+PACKAGES = ("torch", "monai", "flwr", "torchmetrics", "numpy", "pandas")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as its folder shows it."""
+
+    folder: Path
+
+    @cached_property
+    def config(self) -> RunConfig:
+        return validated(RunConfig, json.loads((self.folder / "config.json").read_text()))
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """state (queued, running, done, failed), since, and error or result."""
+        return json.loads((self.folder / "status.json").read_text())
+
+    @property
+    def done(self) -> bool:
+        return self.status["state"] == "done"
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """The run's row of results.csv."""
+        return self.status["result"]
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        return json.loads((self.folder / "provenance.json").read_text())
+
+    @property
+    def rounds(self) -> pd.DataFrame:
+        """A row per round: validation metrics, seconds, bytes_down, bytes_up."""
+        return pd.read_csv(self.folder / "rounds.csv")
+
+    @property
+    def clients(self) -> pd.DataFrame:
+        """A row per client (from 0) and round: n, loss, training metric, seconds, bytes_down, bytes_up."""
+        return pd.read_csv(self.folder / "clients.csv")
+
+    @cached_property
+    def cases(self) -> pd.DataFrame:
+        """A row per test case (for local runs: per client and test case)."""
+        return pd.read_csv(self.folder / "cases.csv", dtype={"case": str, "patient": str})
+
+    def weights(self) -> State:
+        """The final weights; of a local run those of all clients, their names prefixed `client0.`, `client1.`, ..."""
+        return load_file(self.folder / "weights.safetensors")
+
+
+class RunStore:
+    """All runs under `<out_dir>/runs/`."""
+
+    def __init__(self, out_dir: Path | str):
+        self.out_dir = Path(out_dir)
+        self.folder = self.out_dir / "runs"
+
+    def get(self, run_id: str) -> Run | None:
+        """The run of that id, begun or done; None when it was never begun."""
+        run = Run(self.folder / run_id)
+        return run if (run.folder / "status.json").exists() else None
+
+    def done(self, configs: list[RunConfig]) -> list[Run]:
+        """Those of the configurations whose runs are done, in the same order."""
+        found = [self.get(config.run_id) for config in configs]
+        return [run for run in found if run and run.done]
+
+    def all(self) -> list[Run]:
+        """Every run in the store, by name."""
+        return [Run(status.parent) for status in sorted(self.folder.glob("*/status.json"))]
+
+    def lock(self, run_id: str) -> FileLock:
+        """A lock that dies with its process: two processes never train the same run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / f".{run_id}.lock")
+
+    def begin(self, config: RunConfig) -> "RunRecord":
+        """Open the folder of a run for writing; what an interrupted try left there is written over."""
+        record = RunRecord(self.folder / config.run_id)
+        record.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(record.folder / "config.json", config.model_dump_json(indent=2))
+        record.set_status("running")
+        return record
+
+    def results(self, runs: list[Run] | None = None) -> pd.DataFrame:
+        """One tidy row per finished run."""
+        return pd.DataFrame([run.result for run in (self.all() if runs is None else runs) if run.done])
+
+    def write_results(self) -> None:
+        """Write results.csv anew from the runs that are done."""
+        write_atomically(self.out_dir / "results.csv", self.results().to_csv(index=False))
+
+
+class RunRecord:
+    """The writing side of a run's folder."""
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+        self._rounds: list[dict] = []
+        self._clients: list[dict] = []
+
+    def set_status(self, state: str, **more: Any) -> None:
+        text = json.dumps({"state": state, "since": datetime.now(UTC).isoformat(timespec="seconds"), **more}, indent=2)
+        write_atomically(self.folder / "status.json", text)
+
+    def log_clients(self, rows: list[dict]) -> None:
+        """Add the rows of one round's clients to clients.csv."""
+        self._clients += rows
+        self._write_table("clients.csv", self._clients)
+
+    def log_test_scores(self, scores: list[dict]) -> None:
+        """Add to the last row of each client what its own model reached on the test split (local runs)."""
+        for client, row in enumerate(scores):
+            last = [own for own in self._clients if own["client"] == client][-1]
+            last |= row
+        self._write_table("clients.csv", self._clients)
+
+    def log_round(self, row: dict) -> None:
+        """Add a row to rounds.csv."""
+        self._rounds.append(row)
+        self._write_table("rounds.csv", self._rounds)
+
+    def log_cases(self, cases: pd.DataFrame) -> None:
+        write_atomically(self.folder / "cases.csv", cases.to_csv(index=False))
+
+    def save_weights(self, state: State) -> None:
+        """Write weights.safetensors."""
+        write_atomically(self.folder / "weights.safetensors", save(state))
+
+    def finish(self, provenance: dict[str, Any], result: dict[str, Any]) -> Run:
+        """Write provenance.json, then the status `done` with the result: from here on the run counts."""
+        write_atomically(self.folder / "provenance.json", json.dumps(provenance, indent=2))
+        self.set_status("done", result=result)
+        return Run(self.folder)
+
+    def _write_table(self, name: str, rows: list[dict]) -> None:
+        write_atomically(self.folder / name, pd.DataFrame(rows).to_csv(index=False))
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write aside in the same folder, then rename: a reader sees the old file or the new one, never a part."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(aside, path)
+
+
+def state_sha256(state: State) -> str:
+    """Hash of a model's weights: names, types, shapes and bits, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        array = state[name].detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {array.dtype} {array.shape};".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def provenance(config: RunConfig, weights_sha256: str, device: torch.device) -> dict[str, Any]:
+    """What somebody needs to know to get the same bits again."""
+    return {
+        "weights_sha256": weights_sha256,
+        "data_fingerprint": config.data_fingerprint,
+        "seed": config.seed,
+        "precision": config.precision,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """The commit of this checkout, with `+changes` when files differ from it; `unknown` outside of git."""
+    try:
+        describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+changes", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,13 @@
+"""The two tasks of the study. Each module exports the same names, so that everything above is one loop over them.
+
+METRICS, PRIMARY, build_model, loss_function, augment, training_metric, score_cases, summarize, paper (its figures).
+"""
+
+from types import ModuleType
+
+from fedlib.tasks import classification, segmentation
+
+
+def get(task: str) -> ModuleType:
+    """The module of a task."""
+    return {"classification": classification, "segmentation": segmentation}[task]

@@ -1,0 +1,76 @@
+"""Cardiac volumes, left ventricle (LV) and myocardium (Myo): 3D U-Net, Dice similarity coefficient and HD95."""
+
+import numpy as np
+import pandas as pd
+import torch
+from monai.losses import DiceCELoss
+from monai.metrics import compute_dice, compute_hausdorff_distance
+from monai.networks import one_hot
+from monai.networks.nets import UNet
+
+from fedlib.config import Training
+from fedlib.data import PreparedSet, random_affine
+
+STRUCTURES = ("LV", "Myo")
+METRICS = ("dice_LV", "dice_Myo", "hd95_LV", "hd95_Myo")
+VALIDATION_METRICS = ("dice_LV", "dice_Myo")
+PRIMARY = ("dice_LV", "dice_Myo")
+TRAINING_METRIC = "training_dice"
+
+# From the paper's abstract: (mode, clients) -> metric -> value. 16 clients are named in the study, not in the abstract.
+PAPER = {
+    ("centralized", 1): {"dice_Myo": 0.877, "dice_LV": 0.926},
+    ("federated", 2): {"dice_Myo": 0.867, "dice_LV": 0.922},
+    ("federated", 4): {"dice_Myo": 0.867, "dice_LV": 0.923},
+    ("federated", 8): {"dice_Myo": 0.863, "dice_LV": 0.921},
+}
+
+
+def build_model(config: Training, n_classes: int) -> torch.nn.Module:
+    """3D U-Net with residual units (Kerfoot et al., 2019), four levels, instance normalisation."""
+    channels = tuple(config.width * 2**level for level in range(4))
+    return UNet(3, in_channels=1, out_channels=n_classes, channels=channels, strides=(2, 2, 2), num_res_units=2)
+
+
+def loss_function() -> torch.nn.Module:
+    """Soft Dice over the structures plus cross-entropy, of logits (B, C, X, Y, Z) and labels (B, 1, X, Y, Z)."""
+    return DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
+
+
+def augment(images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Small turns, stretches and shifts of image and label together (*chosen*). No mirror image: situs is anatomy."""
+    return random_affine(images, labels, generator, degrees=10, scale=0.1, shift=0.05)
+
+
+def training_metric(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean Dice of the structures within a batch: cheap, for the curves of the clients."""
+    return _dice(logits.argmax(1, keepdim=True), labels, logits.shape[1]).nanmean()
+
+
+def score_cases(data: PreparedSet, rows: list[int], logits: torch.Tensor, final: bool) -> pd.DataFrame:
+    """A row per case: Dice of each structure and, if `final`, its HD95 in mm.
+
+    Rule for empty masks: a structure that is missed has Dice 0 and no HD95 (an infinite distance has no mean; count the
+    empty cells); one that the reference lacks has neither.
+    """
+    labels = torch.from_numpy(data.labels[rows]).long().unsqueeze(1)  # (B, 1, X, Y, Z)
+    predicted, n = logits.argmax(1, keepdim=True).cpu(), len(data.classes)
+    table = data.cases.iloc[rows][["case", "patient"]].reset_index(drop=True)
+    scores = {"dice": _dice(predicted, labels, n)}
+    if final:
+        one_hots = one_hot(predicted, n), one_hot(labels, n)
+        scores["hd95"] = compute_hausdorff_distance(*one_hots, percentile=95, spacing=list(data.spacing_mm))
+    for score, values in scores.items():
+        for structure, column in zip(data.classes[1:], values.double().numpy().T, strict=True):
+            table[f"{score}_{structure}"] = np.where(np.isfinite(column), column, np.nan)
+    return table
+
+
+def summarize(cases: pd.DataFrame) -> dict[str, float]:
+    """Mean over the cases of every score in a table made by `score_cases`."""
+    return {metric: float(cases[metric].mean()) for metric in METRICS if metric in cases}
+
+
+def _dice(predicted: torch.Tensor, labels: torch.Tensor, n_classes: int) -> torch.Tensor:
+    """Dice of each structure, (B, structures); NaN where the reference has none."""
+    return compute_dice(one_hot(predicted, n_classes), one_hot(labels, n_classes), include_background=False)

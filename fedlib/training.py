@@ -1,0 +1,117 @@
+"""train_round() and evaluate(): the only training loop and the only scoring loop in the project.
+
+Centralized, local-only and federated training are the same function on other cases: a *round* of local epochs with a fresh
+optimiser. Nothing but the whereabouts of the data differs between the arms, and one client that holds everything is, to the
+bit, the centralized run.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import torch
+
+from fedlib import tasks
+from fedlib.config import RunConfig, UserError
+from fedlib.data import PreparedSet, batches
+
+WARM_UP = 0.1
+"""Share of the run over which the learning rate rises (*chosen*)."""
+WEIGHT_DECAY = 0.01
+
+Progress = Callable[[str], None]
+
+
+def device() -> torch.device:
+    """The GPU when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def initial_model(config: RunConfig, data: PreparedSet) -> torch.nn.Module:
+    """The task's model with weights drawn from the run's seed: the same start for every arm of a seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model = tasks.get(config.task).build_model(config, len(data.classes))
+    return model.to(device(), memory_format=_layout(config))
+
+
+def train_round(
+    model: torch.nn.Module, data: PreparedSet, rows: np.ndarray, config: RunConfig, client: int, round_number: int
+) -> dict[str, float]:
+    """Train `model` in place for one round (from 1): local_epochs passes over `rows`, with augmentation.
+
+    The order and the augmentation come from a generator of this seed, client and round alone, so that neither the engine nor
+    the order of clients can change the result. Returns n (cases), loss and the task's training metric (means over the
+    samples seen), and seconds.
+    Raises UserError when the loss is not finite.
+    """
+    task, began = tasks.get(config.task), time.perf_counter()
+    generator = torch.Generator().manual_seed(stream_seed(config.seed, client, round_number))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
+    loss_function = task.loss_function()
+    plan = [batch for _ in range(config.local_epochs) for batch in batches(rows, config.batch_size, generator)]
+    totals = torch.zeros(2)
+    model.train()
+    for step, batch in enumerate(plan):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, round_number - 1 + (step + 1) / len(plan))
+        images, labels = task.augment(*_on_device(data, batch), generator)
+        with _arithmetic(config):
+            logits = model(images.contiguous(memory_format=_layout(config)))
+            loss = loss_function(logits.float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        totals += len(batch) * torch.stack([loss.detach(), task.training_metric(logits.detach(), labels)]).cpu()
+    loss, metric = (totals / sum(map(len, plan))).tolist()
+    if not math.isfinite(loss):
+        raise UserError(f"loss = {loss} at client {client} in round {round_number}: not finite; try a lower learning_rate")
+    return {"n": len(rows), "loss": loss, task.TRAINING_METRIC: metric, "seconds": time.perf_counter() - began}
+
+
+@torch.inference_mode()
+def evaluate(
+    model: torch.nn.Module, data: PreparedSet, rows: np.ndarray, config: RunConfig, final: bool = False
+) -> pd.DataFrame:
+    """Score every case of `rows`: one row a case (the task's `score_cases`); `final` adds what only the test set needs."""
+    task = tasks.get(config.task)
+    model.eval()
+    tables = []
+    for batch in batches(rows, 4 * config.batch_size):
+        images, _ = _on_device(data, batch)
+        with _arithmetic(config):
+            logits = model(images.contiguous(memory_format=_layout(config)))
+        tables.append(task.score_cases(data, batch, logits.float().cpu(), final))
+    return pd.concat(tables, ignore_index=True)
+
+
+def learning_rate(config: RunConfig, rounds_done: float) -> float:
+    """Linear warm-up to the peak, then cosine to zero at the end of the last round (Loshchilov and Hutter, 2017)."""
+    progress = rounds_done / config.rounds
+    if progress < WARM_UP:
+        return config.learning_rate * progress / WARM_UP
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
+
+
+def stream_seed(seed: int, client: int, round_number: int) -> int:
+    """A seed for one client in one round; well mixed, so that neighbouring streams have nothing in common."""
+    return int(np.random.SeedSequence([seed, client, round_number]).generate_state(1, np.uint64)[0])
+
+
+def _on_device(data: PreparedSet, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = data.tensors(rows)
+    return images.to(device()), labels.to(device())
+
+
+def _layout(config: RunConfig) -> torch.memory_format:
+    """Channels last: the same numbers, half as fast again on a CPU."""
+    return torch.channels_last if config.task == "classification" else torch.channels_last_3d
+
+
+@contextmanager
+def _arithmetic(config: RunConfig) -> Iterator[None]:
+    with torch.autocast(device().type, torch.bfloat16, enabled=config.precision == "bf16"):
+        yield
