@@ -91,9 +91,9 @@ def synthetic_recipe(task: str, cases: int, size: int, seed: int) -> dict[str, A
 
 def ensure(study: StudyConfig) -> PreparedSet:
     """The prepared set of a study: the one at its data_dir or, if none is given, a synthetic one, made when missing."""
+    out = study.prepared_dir
     if study.data_dir:
-        return open_prepared(study.data_dir, study.task)
-    out = study.out_dir / "data" / study.task
+        return open_prepared(out, study.task)
     recipe = synthetic_recipe(study.task, study.synthetic_cases, study.size, seed=0)
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.parent / f".{study.task}.lock"):

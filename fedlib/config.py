@@ -127,7 +127,8 @@ class StudyConfig(TaskProfile):
         if profile in ProfileName.__args__ and task in Task.__args__:
             defaults |= load_profile(profile)[task].model_dump()
         study = validated(cls, defaults | given)
-        return study.model_copy(update={"out_dir": Path(study.out_dir).absolute()})
+        absolute = {name: path.absolute() for name in ("out_dir", "data_dir") if (path := getattr(study, name))}
+        return study.model_copy(update=absolute)
 
     @classmethod
     def from_notebook(cls, namespace: dict[str, Any]) -> "StudyConfig":
@@ -139,6 +140,11 @@ class StudyConfig(TaskProfile):
         known = {field.alias or name for name, field in cls.model_fields.items()} | set(cls.model_fields)
         injected = {name for cell in namespace.get("In", []) if cell.startswith("# Parameters") for name in _set_in(cell)}
         return cls.make(**{name: namespace[name] for name in known | injected if name in namespace})
+
+    @property
+    def prepared_dir(self) -> Path:
+        """Where the prepared set is: data_dir, or the synthetic set's place under out_dir."""
+        return self.data_dir or self.out_dir / "data" / self.task
 
     def runs(self, data_fingerprint: str, modes: tuple[Mode, ...] = Mode.__args__) -> list[RunConfig]:
         """Every run of the grid, in the order it is carried out: centralized, then local and federated by K."""

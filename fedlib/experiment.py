@@ -73,6 +73,14 @@ def load_model(run: Run, data: PreparedSet, client: int | None = None) -> torch.
     return model
 
 
+@torch.inference_mode()
+def predict(run: Run, data: PreparedSet, rows: np.ndarray) -> np.ndarray:
+    """Labels that a run's model gives to cases: classes (B,), or structures (B, X, Y, Z). Not for local runs."""
+    model = load_model(run, data).eval()
+    images, _ = data.tensors(rows)
+    return model(images.to(device())).argmax(1).cpu().numpy()
+
+
 def clients_of(config: RunConfig, data: PreparedSet) -> list[np.ndarray]:
     """Training rows of each client of a run; all of them with one client when it is centralized."""
     train = data.split("train")

@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save
 
-from fedlib.config import ROOT, RunConfig, validated
+from fedlib.config import ROOT, RunConfig, UserError, validated
 
 State = dict[str, torch.Tensor]
 PACKAGES = ("torch", "monai", "flwr", "torchmetrics", "numpy", "pandas")
@@ -91,6 +91,13 @@ class RunStore:
         """Those of the configurations whose runs are done, in the same order."""
         found = [self.get(config.run_id) for config in configs]
         return [run for run in found if run and run.done]
+
+    def need(self, configs: list[RunConfig]) -> list[Run]:
+        """The runs that are done. Raises UserError when the centralized one, which all are compared with, is not."""
+        runs = self.done(configs)
+        if not any(run.config.mode == "centralized" for run in runs):
+            raise UserError(f"out_dir = {str(self.out_dir)!r}: no centralized run there; run notebooks 02 and 03 first")
+        return runs
 
     def all(self) -> list[Run]:
         """Every run in the store, by name."""

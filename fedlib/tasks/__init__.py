@@ -1,11 +1,14 @@
 """The two tasks of the study. Each module exports the same names, so that everything above is one loop over them.
 
-METRICS, PRIMARY, build_model, loss_function, augment, training_metric, score_cases, summarize, paper (its figures).
+METRICS, PRIMARY, TRAINING_METRIC, PAPER; build_model, loss_function, augment, training_metric, score_cases, summarize,
+case_scores.
 """
 
 from types import ModuleType
 
 from fedlib.tasks import classification, segmentation
+
+NAMES = ("classification", "segmentation")
 
 
 def get(task: str) -> ModuleType:

@@ -13,7 +13,6 @@ from fedlib.data import PreparedSet, random_affine
 
 STRUCTURES = ("LV", "Myo")
 METRICS = ("dice_LV", "dice_Myo", "hd95_LV", "hd95_Myo")
-VALIDATION_METRICS = ("dice_LV", "dice_Myo")
 PRIMARY = ("dice_LV", "dice_Myo")
 TRAINING_METRIC = "training_dice"
 
@@ -69,6 +68,11 @@ def score_cases(data: PreparedSet, rows: list[int], logits: torch.Tensor, final:
 def summarize(cases: pd.DataFrame) -> dict[str, float]:
     """Mean over the cases of every score in a table made by `score_cases`."""
     return {metric: float(cases[metric].mean()) for metric in METRICS if metric in cases}
+
+
+def case_scores(cases: pd.DataFrame) -> pd.DataFrame:
+    """The primary metrics case by case: Dice of each structure."""
+    return cases[["patient", *PRIMARY]]
 
 
 def _dice(predicted: torch.Tensor, labels: torch.Tensor, n_classes: int) -> torch.Tensor:

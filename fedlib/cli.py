@@ -1,0 +1,114 @@
+"""python -m fedlib: study, report, runs."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedlib.config import ROOT, StudyConfig, UserError
+
+HELP = """Federated against centralized learning on medical images: run the study, read the result.
+
+\b
+First study   python -m fedlib study
+Your images   python -m data_prep --help, then
+              python -m fedlib study --task classification --data DIR
+"""
+
+app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+
+class TaskChoice(StrEnum):
+    """One of the study's tasks, or both."""
+
+    classification = "classification"
+    segmentation = "segmentation"
+    all = "all"
+
+
+class ProfileChoice(StrEnum):
+    """The sizes that go together."""
+
+    smoke = "smoke"
+    quick = "quick"
+    full = "full"
+
+
+@app.command()
+def study(
+    profile: Annotated[
+        ProfileChoice, typer.Option(help="smoke: a test, its figures mean nothing; quick: two CPU cores; full: a GPU.")
+    ] = ProfileChoice.quick,
+    task: Annotated[TaskChoice, typer.Option(help="Which of the two tasks.")] = TaskChoice.all,
+    data: Annotated[
+        Path | None, typer.Option(help="A prepared set, or a folder with one per task. Default: synthetic images.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results.  [default: reports/PROFILE]")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Repeat every run with seeds 1 to N.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Notebooks at the same time; they share the cores.")] = 1,
+    client_counts: Annotated[str | None, typer.Option(help="Numbers of clients, as in 2,4.")] = None,
+    partitions: Annotated[str | None, typer.Option(help="balanced, unbalanced, or both with a comma.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Federated rounds.")] = None,
+    local_epochs: Annotated[int | None, typer.Option(help="Epochs at each client in each round.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Cases per step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="How the server aggregates: fedavg.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Where client code runs: inprocess.")] = None,
+) -> None:
+    """Run all notebooks of a study and write index.html. Interrupted, the same command goes on where it stopped.
+
+    What is not given comes from the profile. Exit code 0: every run is done; 1: some failed, and are named; 2: bad input.
+    """
+    from fedlib.study import run_study  # here: --help must not wait for torch
+
+    tasks = ["classification", "segmentation"] if task is TaskChoice.all else [task.value]
+    given = {"client_counts": client_counts, "partitions": partitions, "rounds": rounds, "local_epochs": local_epochs,
+             "batch_size": batch_size, "learning_rate": learning_rate, "strategy": strategy, "engine": engine}  # fmt: skip
+    common = given | {"profile": profile.value, "data_dir": data, "out_dir": out, "seed": list(range(1, seeds + 1))}
+    studies = [StudyConfig.make(task=name, **common) for name in tasks]
+    problems = run_study(studies, jobs)
+    for problem in problems:
+        typer.echo(f"FAILED: {problem}", err=True)
+    typer.echo(f"Open {_relative(studies[0].out_dir / 'index.html')}")
+    if problems:
+        raise SystemExit(1)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -> None:
+    """Rebuild all pages of a study from its notebooks and its run store, in seconds; nothing is trained."""
+    from fedlib.report import write_report
+
+    typer.echo(f"Open {_relative(write_report(folder))}")
+
+
+@app.command()
+def runs(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -> None:
+    """List the runs of a study: state, score, or why one failed."""
+    from fedlib import tasks
+    from fedlib.runs import RunStore
+
+    found = RunStore(folder).all()
+    if not found:
+        raise UserError(f"{folder}: no runs; expected a folder written by `python -m fedlib study`")
+    for run in found:
+        status = run.status
+        scores = [f"{name} {status['result'][name]:.3f}" for name in tasks.get(run.config.task).PRIMARY if run.done]
+        typer.echo(f"{status['state']:8} {run.config.run_id}  {', '.join(scores) or status.get('error', '')}")
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def main() -> None:
+    """Run the command line; a UserError is one line and exit code 2."""
+    try:
+        app(prog_name="python -m fedlib")
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("\nInterrupted. The same command goes on from here.", err=True)
+        raise SystemExit(130) from None

@@ -1,0 +1,187 @@
+"""A study: the notebooks of each task, run by papermill in order, with resume; then the report.
+
+A notebook that was executed with these parameters, and whose runs are all done, is not executed again; a run that is done
+is not trained again. So the same command goes on wherever it was stopped.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import time
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fedlib.config import ROOT, RunConfig, StudyConfig, UserError
+from fedlib.data import open_prepared
+from fedlib.experiment import clients_of
+from fedlib.report import missing_runs, remember_study, render_notebook, write_index
+from fedlib.runs import RunStore
+
+NOTEBOOKS = ROOT / "notebooks"
+STAGES = (("01_data_preparation",), ("02_centralized_training", "03_federated_simulation"), ("04_compare_results",))
+"""Notebooks of one stage do not need each other and may run at the same time."""
+MODES = {"02": ("centralized",), "03": ("local", "federated"), "04": ("centralized", "local", "federated")}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook to execute for one task of a study."""
+
+    study: StudyConfig
+    notebook: str
+
+    @property
+    def output(self) -> Path:
+        return self.study.out_dir / self.study.task / f"{self.notebook}.ipynb"
+
+    @property
+    def stamp(self) -> dict[str, Any]:
+        """What the output depends on, besides the runs: kept in its metadata."""
+        source = (NOTEBOOKS / f"{self.notebook}.ipynb").read_bytes()
+        return {"source_sha256": hashlib.sha256(source).hexdigest(), "parameters": self.parameters}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What differs from the profile's own study: what a person would have to set in the notebook."""
+        usual = StudyConfig.make(task=self.study.task, profile=self.study.profile)
+        given, known = (json.loads(study.model_dump_json(by_alias=True)) for study in (self.study, usual))
+        return {name: value for name, value in given.items() if value != known[name] or name in ("task", "profile")}
+
+    def runs(self) -> list[RunConfig]:
+        """The runs that this notebook trains or reads."""
+        modes = MODES.get(self.notebook[:2])
+        return self.study.runs(open_prepared(self.study.prepared_dir, self.study.task).fingerprint, modes) if modes else []
+
+    def is_done(self) -> bool:
+        """Whether the notebook was executed as it would be now, after the last of its runs."""
+        if not self.output.with_suffix(".html").exists() or not (self.study.prepared_dir / "manifest.json").exists():
+            return False
+        if json.loads(self.output.read_text())["metadata"].get("fedlib") != self.stamp:
+            return False
+        configs, store = self.runs(), RunStore(self.study.out_dir)
+        finished = [run.folder / "status.json" for run in store.done(configs)]
+        executed_at = self.output.stat().st_mtime
+        return len(finished) == len(configs) and all(status.stat().st_mtime <= executed_at for status in finished)
+
+
+def run_study(studies: list[StudyConfig], n_jobs: int = 1) -> list[str]:
+    """Carry out the studies (one per task, one out_dir) and write the report. Returns what went wrong, a line each.
+
+    Raises UserError before any training when the data or the grid of runs cannot work.
+    """
+    if not NOTEBOOKS.is_dir():
+        raise UserError(f"{NOTEBOOKS}: no notebooks there; run from a checkout of the repository (pip install -e .)")
+    for study in studies:
+        if study.data_dir:
+            check(study)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill stops the children too
+    if n_jobs > 1:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // n_jobs))
+    problems: list[str] = []
+    with _Bar(studies) as bar, ProcessPoolExecutor(n_jobs, multiprocessing.get_context("spawn")) as pool:
+        for stage in STAGES:
+            todo = [Job(study, notebook) for study in studies for notebook in stage]
+            problems += _run_stage(todo, pool, bar)
+            if stage is STAGES[0] and not problems:
+                for study in studies:
+                    remember_study(study, check(study))
+    if all(study.prepared_dir.exists() for study in studies):
+        problems += [f"{run['run_id']}: {run['why']}" for study in studies for run in _missing(study)]
+        write_index(studies[0].out_dir)
+    return problems
+
+
+def check(study: StudyConfig):
+    """Open the data and deal every partition of the grid: what cannot work fails here, in seconds. Returns the data."""
+    data = open_prepared(study.prepared_dir, study.task)
+    for config in study.runs(data.fingerprint):
+        clients_of(config, data)
+    return data
+
+
+def _missing(study: StudyConfig) -> list[dict[str, str]]:
+    return missing_runs(study.out_dir, study, open_prepared(study.prepared_dir, study.task).fingerprint)
+
+
+def _run_stage(jobs: list[Job], pool: ProcessPoolExecutor, bar: "_Bar") -> list[str]:
+    waiting: dict[Future, Job] = {}
+    problems = []
+    for job in jobs:
+        if job.is_done():
+            bar.notebook_done()
+        else:
+            waiting[pool.submit(execute, job)] = job
+    try:
+        while waiting:
+            bar.show([job for future, job in waiting.items() if future.running()])
+            time.sleep(0.3)
+            for future in [future for future in waiting if future.done()]:
+                job = waiting.pop(future)
+                bar.notebook_done()
+                if error := future.result():
+                    problems.append(f"{job.study.task}/{job.notebook}: {error}")
+    except KeyboardInterrupt:
+        for child in multiprocessing.active_children():
+            child.terminate()  # their kernels notice that the parent is gone and stop
+        raise
+    return problems
+
+
+def execute(job: Job) -> str | None:
+    """Execute a notebook aside, stamp it, render it, put both in place. Returns the error in one line, if there was one."""
+    import papermill  # here: only the children need it
+
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    aside, error = job.output.with_name(f".{job.output.name}.{os.getpid()}"), None
+    source = NOTEBOOKS / f"{job.notebook}.ipynb"
+    try:
+        papermill.execute_notebook(source, aside, job.parameters, progress_bar=False, cwd=NOTEBOOKS)
+        content = json.loads(aside.read_text())
+        content["metadata"]["fedlib"] = job.stamp
+        aside.write_text(json.dumps(content))
+    except papermill.PapermillExecutionError as failure:
+        error = f"{failure.ename}: {failure.evalue}"
+    except RuntimeError as failure:  # the kernel died, of memory for example
+        error = f"{type(failure).__name__}: {failure}"
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    aside.replace(job.output)
+    render_notebook(job.output)
+    return error
+
+
+class _Bar:
+    """A progress bar over notebooks and runs; it counts what the run store holds."""
+
+    def __init__(self, studies: list[StudyConfig]):
+        self.studies, self.notebooks = studies, 0
+        n_notebooks = len(studies) * sum(map(len, STAGES))
+        self.bar = tqdm(total=n_notebooks + sum(len(study.runs("")) for study in studies), unit="step", dynamic_ncols=True)
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def notebook_done(self) -> None:
+        self.notebooks += 1
+        self.show([])
+
+    def show(self, running: list[Job]) -> None:
+        self.bar.n = self.notebooks + sum(map(self._runs_done, self.studies))
+        self.bar.set_description(", ".join(f"{job.study.task} {job.notebook[:2]}" for job in running))
+
+    @staticmethod
+    def _runs_done(study: StudyConfig) -> int:
+        if not (study.prepared_dir / "manifest.json").exists():
+            return 0
+        data = open_prepared(study.prepared_dir, study.task)
+        return len(RunStore(study.out_dir).done(study.runs(data.fingerprint)))
