@@ -2,9 +2,10 @@
 
 import re
 import shutil
+import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,7 @@ def prepare(
     check_out(out, overwrite)
     rejected: list[dict[str, str]] = []
     with PreparedWriter(out) as writer:
-        for case in tqdm(cases, desc=f"preparing {out.name}", unit="case"):
+        for case in progress(cases, f"preparing {out.name}", "case"):
             try:
                 image, label, columns = load(case)
             except UserError as error:
@@ -133,7 +134,7 @@ def opened(source: Path) -> Iterator[Path]:
     unpacked = Path(tempfile.mkdtemp(prefix="data_prep-"))
     try:
         with zipfile.ZipFile(source) as archive:
-            for member in tqdm(archive.infolist(), desc=f"unpacking {source.name}", unit="file"):
+            for member in progress(archive.infolist(), f"unpacking {source.name}", "file"):
                 archive.extract(member, unpacked)
         yield _innermost(unpacked, source)
     except zipfile.BadZipFile as error:
@@ -149,6 +150,11 @@ def _innermost(folder: Path, source: Path) -> Path:
     if len(entries) == 1 and entries[0].is_dir():
         return _innermost(entries[0], source)
     return folder
+
+
+def progress(items: Iterable, description: str, unit: str) -> Iterable:
+    """A progress bar that leaves nothing behind: on standard output, which notebooks do not paint red."""
+    return tqdm(items, desc=description, unit=unit, leave=False, file=sys.stdout)
 
 
 def natural_key(name: str) -> list:

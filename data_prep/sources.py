@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from data_prep import class_folders, mmwhs
-from data_prep.pipeline import check_out, opened, prepare
+from data_prep.pipeline import check_out, opened, prepare, progress
 from data_prep.synthetic_cardiac import write_cardiac_ct
 from data_prep.synthetic_cxr import write_chest_xrays
 from fedlib.config import StudyConfig, UserError
@@ -105,4 +104,4 @@ def ensure(study: StudyConfig) -> PreparedSet:
 
 
 def _bar(description: str):
-    return lambda cases: tqdm(cases, desc=description, unit="case")
+    return lambda cases: progress(cases, description, "case")

@@ -22,15 +22,6 @@ from fedlib.runs import Run
 
 COLOURS = dict(zip(("balanced", "unbalanced", "none"), sns.color_palette("colorblind", 3), strict=True))
 STRUCTURE_COLOURS = ("#ffb000", "#1fa8ff")
-NAMES = {
-    "accuracy": "accuracy",
-    "sensitivity": "sensitivity (macro)",
-    "dice_LV": "DSC, left ventricle",
-    "dice_Myo": "DSC, myocardium",
-    "training_accuracy": "training accuracy",
-    "training_dice": "training DSC",
-    "loss": "training loss",
-}
 
 
 @dataclass(frozen=True)
@@ -124,10 +115,10 @@ def learning_curves(runs: list[Run]) -> Picture:
         for run in runs:
             rounds = run.rounds
             axis.plot(rounds["round"], rounds[metric], label=arm_name(run.config), **_line(run.config))
-        axis.set(xlabel="round", ylabel=f"validation {NAMES[metric]}")
+        axis.set(xlabel="round", ylabel=f"validation {tasks.NAMES[metric]}")
     axes[0, -1].legend(fontsize=8, loc="lower right")
     last = ", ".join(f"{arm_name(run.config)} {run.rounds[metrics[0]].iloc[-1]:.2f}" for run in runs)
-    return _picture(figure, f"Validation {NAMES[metrics[0]]} by round. After the last round: {last}.")
+    return _picture(figure, f"Validation {tasks.NAMES[metrics[0]]} by round. After the last round: {last}.")
 
 
 def client_curves(run: Run) -> Picture:
@@ -139,10 +130,10 @@ def client_curves(run: Run) -> Picture:
         for client, own in clients.groupby("client"):
             label = f"client {client + 1} (n = {own['n'].iloc[0]})"
             axis.plot(own["round"], own[column], marker=".", color=palette[client], label=label)
-        axis.set(xlabel="round", ylabel=NAMES[column])
+        axis.set(xlabel="round", ylabel=tasks.NAMES[column])
     axes[1].legend(fontsize=7, ncols=1 + run.config.n_clients // 9)
     end = clients[clients["round"] == clients["round"].max()]["loss"]
-    alt = f"Training loss and {NAMES[metric]} of each client by round, {arm_name(run.config)}. "
+    alt = f"Training loss and {tasks.NAMES[metric]} of each client by round, {arm_name(run.config)}. "
     return _picture(figure, alt + f"Final losses lie between {end.min():.2f} and {end.max():.2f}.")
 
 
@@ -181,12 +172,12 @@ def comparison(table: pd.DataFrame) -> Picture:
     figure, axes = plt.subplots(1, len(metrics), figsize=(5.6 * len(metrics), 3.8), squeeze=False)
     for axis, metric in zip(axes[0], metrics, strict=True):
         _comparison_panel(axis, table[table["metric"] == metric])
-        axis.set_ylabel(f"test {NAMES[metric]}")
+        axis.set_ylabel(f"test {tasks.NAMES[metric]}")
     handles = {label: handle for handle, label in zip(*axes[0, 0].get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=8)
     own = table[table["metric"] == metrics[0]]
     words = ", ".join(f"{arm_name(row)} {row.value:.3f}" for row in own.itertuples())
-    return _picture(figure, f"Test {NAMES[metrics[0]]} of every arm with 95% intervals: {words}.")
+    return _picture(figure, f"Test {tasks.NAMES[metrics[0]]} of every arm with 95% intervals: {words}.")
 
 
 def _comparison_panel(axis: plt.Axes, table: pd.DataFrame) -> None:

@@ -62,7 +62,7 @@ def write_report(out_dir: Path) -> Path:
 def write_index(out_dir: Path) -> Path:
     """Write index.html from the run store alone."""
     known = json.loads((out_dir / "study.json").read_text())
-    sections = [_section(out_dir, **known[task]) for task in tasks.NAMES if task in known]
+    sections = [_section(out_dir, **known[task]) for task in tasks.TASKS if task in known]
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
     html = environment.get_template("index.html.j2").render(name=out_dir.name, tasks=sections)
     write_atomically(out_dir / "index.html", html)
@@ -120,7 +120,7 @@ def show_comparison(table: pd.DataFrame) -> "pd.io.formats.style.Styler":
     readable = pd.DataFrame(
         {
             "arm": [plots.arm_name(row) for row in table.itertuples()],
-            "metric": table["metric"].map(plots.NAMES),
+            "metric": table["metric"].map(tasks.NAMES),
             "score [95% interval]": [bracketed(row, "value", "low", "high") for _, row in table.iterrows()],
             "difference from centralized": [
                 bracketed(row, "difference", "difference_low", "difference_high", "+") for _, row in table.iterrows()

@@ -90,7 +90,7 @@ def answer(table: pd.DataFrame) -> list[str]:
     sentences = []
     for metric, own in table.groupby("metric", sort=False):
         central = own[own["mode"] == "centralized"].iloc[0]
-        text = f"{metric.replace('_', ' ')}: centralized training reaches {central.value:.3f}"
+        text = f"{tasks.NAMES[metric]}: centralized training reaches {central.value:.3f}"
         text += f" [{central.low:.3f}, {central.high:.3f}]. "
         federated = own[own["mode"] == "federated"]
         for verdict, words in (

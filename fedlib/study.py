@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1) -> list[str]:
     with _Bar(studies) as bar, ProcessPoolExecutor(n_jobs, multiprocessing.get_context("spawn")) as pool:
         for stage in STAGES:
             todo = [Job(study, notebook) for study in studies for notebook in stage]
-            problems += _run_stage(todo, pool, bar)
+            problems += _run_stage(todo, pool, n_jobs, bar)
             if stage is STAGES[0] and not problems:
                 for study in studies:
                     remember_study(study, check(study))
@@ -109,7 +110,7 @@ def _missing(study: StudyConfig) -> list[dict[str, str]]:
     return missing_runs(study.out_dir, study, open_prepared(study.prepared_dir, study.task).fingerprint)
 
 
-def _run_stage(jobs: list[Job], pool: ProcessPoolExecutor, bar: "_Bar") -> list[str]:
+def _run_stage(jobs: list[Job], pool: ProcessPoolExecutor, n_jobs: int, bar: "_Bar") -> list[str]:
     waiting: dict[Future, Job] = {}
     problems = []
     for job in jobs:
@@ -119,7 +120,7 @@ def _run_stage(jobs: list[Job], pool: ProcessPoolExecutor, bar: "_Bar") -> list[
             waiting[pool.submit(execute, job)] = job
     try:
         while waiting:
-            bar.show([job for future, job in waiting.items() if future.running()])
+            bar.show(list(waiting.values())[:n_jobs])  # the pool takes them in this order
             time.sleep(0.3)
             for future in [future for future in waiting if future.done()]:
                 job = waiting.pop(future)
@@ -138,10 +139,12 @@ def execute(job: Job) -> str | None:
     import papermill  # here: only the children need it
 
     job.output.parent.mkdir(parents=True, exist_ok=True)
-    aside, error = job.output.with_name(f".{job.output.name}.{os.getpid()}"), None
+    aside, error = job.output.with_name(f".{os.getpid()}-{job.output.name}"), None
     source = NOTEBOOKS / f"{job.notebook}.ipynb"
     try:
-        papermill.execute_notebook(source, aside, job.parameters, progress_bar=False, cwd=NOTEBOOKS)
+        papermill.execute_notebook(
+            source, aside, job.parameters, progress_bar=False, cwd=NOTEBOOKS, extra_arguments=["--log-level=ERROR"]
+        )
         content = json.loads(aside.read_text())
         content["metadata"]["fedlib"] = job.stamp
         aside.write_text(json.dumps(content))
@@ -176,8 +179,10 @@ class _Bar:
         self.show([])
 
     def show(self, running: list[Job]) -> None:
-        self.bar.n = self.notebooks + sum(map(self._runs_done, self.studies))
-        self.bar.set_description(", ".join(f"{job.study.task} {job.notebook[:2]}" for job in running))
+        self.bar.set_description(", ".join(f"{job.study.task} {job.notebook[:2]}" for job in running), refresh=False)
+        self.bar.update(self.notebooks + sum(map(self._runs_done, self.studies)) - self.bar.n)
+        if sys.stderr.isatty():
+            self.bar.refresh()  # keeps the clock going; a log gets a line only when something is done
 
     @staticmethod
     def _runs_done(study: StudyConfig) -> int:

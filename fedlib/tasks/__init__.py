@@ -8,7 +8,16 @@ from types import ModuleType
 
 from fedlib.tasks import classification, segmentation
 
-NAMES = ("classification", "segmentation")
+TASKS = ("classification", "segmentation")
+NAMES = {
+    "accuracy": "accuracy",
+    "sensitivity": "sensitivity (macro)",
+    "dice_LV": "DSC, left ventricle",
+    "dice_Myo": "DSC, myocardium",
+    "training_accuracy": "training accuracy",
+    "training_dice": "training DSC",
+    "loss": "training loss",
+}
 
 
 def get(task: str) -> ModuleType:

@@ -1,0 +1,50 @@
+# make study and make test set themselves up: python3 (3.11 or newer), venv and make are all they need.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help study test test-all lab lint format bench lock clean
+.DEFAULT_GOAL := help
+
+help:  ## say what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("python3 is %d.%d, expected 3.11 or newer; set PYTHON=" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+study: $(READY)  ## both tasks on synthetic images, then open reports/quick/index.html
+	$(BIN)/python -m fedlib study
+
+test: $(READY)  ## what must hold before a commit (a few minutes)
+	$(PYTEST) -m "not slow"
+
+test-all: test  ## everything: make test, then the slow ones
+	$(PYTEST) -m slow
+
+lab: $(READY)  ## JupyterLab in notebooks/
+	cd notebooks && ../$(BIN)/jupyter lab
+
+lint: $(READY)  ## style, and notebooks without outputs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+format: $(READY)  ## put code and notebooks in style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/nbstripout notebooks/*.ipynb
+
+bench: $(READY)  ## speed, as ratios measured side by side; writes reports/bench/
+	$(BIN)/python tests/bench/bench.py
+
+lock: $(READY)  ## write the versions of this environment into constraints.txt
+	@(head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//') > constraints.tmp
+	@mv constraints.tmp constraints.txt
+
+clean:  ## remove the environment and all results
+	rm -rf $(VENV) *.egg-info reports/smoke reports/quick reports/full reports/bench
