@@ -11,11 +11,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from fedlib.config import ROOT, RunConfig, StudyConfig, UserError
@@ -85,7 +88,11 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1) -> list[str]:
     if n_jobs > 1:
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // n_jobs))
     problems: list[str] = []
-    with _Bar(studies) as bar, ProcessPoolExecutor(n_jobs, multiprocessing.get_context("spawn")) as pool:
+    with (
+        _alone(studies[0].out_dir),
+        _Bar(studies) as bar,
+        ProcessPoolExecutor(n_jobs, multiprocessing.get_context("spawn")) as pool,
+    ):
         for stage in STAGES:
             todo = [Job(study, notebook) for study in studies for notebook in stage]
             problems += _run_stage(todo, pool, n_jobs, bar)
@@ -96,6 +103,19 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1) -> list[str]:
         problems += [f"{run['run_id']}: {run['why']}" for study in studies for run in _missing(study)]
         write_index(studies[0].out_dir)
     return problems
+
+
+@contextmanager
+def _alone(out_dir: Path) -> Iterator[None]:
+    """Refuse a second study in the same folder; remove what a killed one left aside."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out_dir / ".study.lock", timeout=0):
+            for aside in out_dir.glob("*/.*.ipynb"):
+                aside.unlink()
+            yield
+    except Timeout:
+        raise UserError(f"--out {out_dir}: another study is running there; wait for it or choose another folder") from None
 
 
 def check(study: StudyConfig):
@@ -180,9 +200,9 @@ class _Bar:
 
     def show(self, running: list[Job]) -> None:
         self.bar.set_description(", ".join(f"{job.study.task} {job.notebook[:2]}" for job in running), refresh=False)
-        self.bar.update(self.notebooks + sum(map(self._runs_done, self.studies)) - self.bar.n)
-        if sys.stderr.isatty():
-            self.bar.refresh()  # keeps the clock going; a log gets a line only when something is done
+        before, self.bar.n = self.bar.n, self.notebooks + sum(map(self._runs_done, self.studies))
+        if sys.stderr.isatty() or self.bar.n > before:  # a log gets a line only when something is done
+            self.bar.refresh()
 
     @staticmethod
     def _runs_done(study: StudyConfig) -> int:

@@ -50,7 +50,7 @@ def train_round(
     """
     task, began = tasks.get(config.task), time.perf_counter()
     generator = torch.Generator().manual_seed(stream_seed(config.seed, client, round_number))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
     loss_function = task.loss_function()
     plan = [batch for _ in range(config.local_epochs) for batch in batches(rows, config.batch_size, generator)]
     totals = torch.zeros(2)
