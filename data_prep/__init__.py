@@ -1,1 +1,4 @@
-"""data_prep: from what a hospital has to a prepared set that fedlib trains on (imports fedlib.data and fedlib.config only)."""
+"""data_prep: from what a hospital has to a prepared set that fedlib trains on.
+
+Imports fedlib.config and fedlib.data only.
+"""
