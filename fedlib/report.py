@@ -106,7 +106,7 @@ def _findings(runs: list[Run], first_seed: int) -> dict[str, Any]:
         "comparison": plots.comparison(table),
         "curves": plots.learning_curves(shown),
         "table": show_comparison(table).to_html(border=0),
-        "has_paper": bool(table["paper"].notna().any()),
+        "has_paper": bool(table.loc[table["mode"] == "federated", "paper"].notna().any()),
         "provenance": runs[0].provenance,
     }
 

@@ -1,5 +1,7 @@
 """Cardiac volumes, left ventricle (LV) and myocardium (Myo): 3D U-Net, Dice similarity coefficient and HD95."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import torch
@@ -11,7 +13,9 @@ from monai.networks.nets import UNet
 from fedlib.config import Training
 from fedlib.data import PreparedSet, random_affine
 
-STRUCTURES = ("LV", "Myo")
+# MONAI 1.6 warns of an argument that it passes itself.
+warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*", category=FutureWarning)
+
 METRICS = ("dice_LV", "dice_Myo", "hd95_LV", "hd95_Myo")
 PRIMARY = ("dice_LV", "dice_Myo")
 TRAINING_METRIC = "training_dice"
