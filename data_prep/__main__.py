@@ -101,7 +101,7 @@ def mmwhs(
 ) -> None:
     """Cardiac volumes in pairs *_image.nii.gz and *_label.nii.gz, with label values for LV and myocardium.
 
-    Thick slices (short-axis MRI, say): --modality mr --spacing 2,2,5 --size 96,96,16
+    Thick slices (short-axis MRI, say): --modality mr --spacing 2.5,2.5,6 --size 64,64,16
     """
     settings = Settings(
         spacing_mm=_three("--spacing", spacing, float),

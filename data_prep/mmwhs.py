@@ -67,6 +67,7 @@ def loader(settings: Settings) -> Loader:
         done = transform(volumes)
         prepared = done["label"][0].numpy().astype(np.uint8)
         columns = _volumes(label, abs(np.linalg.det(affine[:3, :3])), prepared, np.prod(settings.spacing_mm))
+        columns["voxel_mm"] = "x".join(f"{side:.3g}" for side in np.linalg.norm(affine[:3, :3], axis=0))
         for structure in CLASSES[1:]:
             if columns[f"{structure}_ml_prepared"] == 0:
                 raise UserError(f"{case.label_file}: {structure} lies outside the crop of {settings.size} voxels")
@@ -116,14 +117,31 @@ def _transform(settings: Settings) -> Compose:
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         volume = nib.load(path)
-        return np.asanyarray(volume.dataobj), volume.affine
+        array = np.asanyarray(volume.dataobj)
     except Exception as error:  # nibabel, gzip and zlib raise many kinds for a damaged file
         raise UserError(f"{path}: unreadable volume ({type(error).__name__}: {error}); expected NIfTI") from None
+    return array, _affine_in_mm(path, volume)
+
+
+def _affine_in_mm(path: Path, volume: nib.spatialimages.SpatialImage) -> np.ndarray:
+    """The affine, with the header's voxel size where the affine states none.
+
+    Some tools (public copies of ACDC went through one) write an affine of unit voxels and keep the true size in `pixdim`
+    only. Taken at its word, a slice of 10 mm would be 1 mm thick. Any other disagreement has no obvious cure.
+    """
+    affine, pixdim = volume.affine.copy(), np.array(volume.header.get_zooms()[:3])
+    stated = np.linalg.norm(affine[:3, :3], axis=0)
+    if len(pixdim) == 3 and not np.allclose(stated, pixdim, rtol=0.01):
+        if not np.allclose(stated, 1, rtol=1e-3):
+            sizes = f"{stated.round(3)} mm in its affine, {pixdim.round(3)} mm in its header"
+            raise UserError(f"{path}: voxels of {sizes}; expected one size")
+        affine[:3, :3] *= pixdim
+    return affine
 
 
 def _volumes(label: np.ndarray, voxel_mm3: float, prepared: np.ndarray, prepared_mm3: float) -> dict[str, float]:
     """Volume in ml of each structure, as labelled and as prepared: what resampling and cropping lost is seen."""
-    columns = {}
+    columns: dict[str, float] = {}
     for number, structure in enumerate(CLASSES[1:], 1):
         columns[f"{structure}_ml"] = round(float((label == number).sum() * voxel_mm3 / 1000), 2)
         columns[f"{structure}_ml_prepared"] = round(float((prepared == number).sum() * prepared_mm3 / 1000), 2)
