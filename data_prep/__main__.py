@@ -8,7 +8,7 @@ import typer
 
 from data_prep import sources
 from data_prep.mmwhs import Settings
-from fedlib.config import UserError
+from fedlib.config import UserError, run_command_line
 from fedlib.data import PreparedSet
 
 HELP = """Turn raw images into a prepared set that the study trains on.
@@ -134,12 +134,8 @@ def _tell(prepared: PreparedSet) -> None:
 
 
 def main() -> None:
-    """Run the command line; a UserError is one line and exit code 2."""
-    try:
-        app(prog_name="python -m data_prep")
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
+    """Run the command line."""
+    run_command_line(app, "python -m data_prep")
 
 
 if __name__ == "__main__":

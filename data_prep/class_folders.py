@@ -74,7 +74,10 @@ def _from_folders(folder: Path) -> list[Case]:
 
 
 def _from_manifest(manifest: Path, where: str | None) -> list[Case]:
-    table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
+    try:
+        table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
+    except ValueError as error:  # pandas' own kinds: no columns, ragged rows, not text
+        raise UserError(f"{manifest}: not a table ({error}); expected columns file, class[, patient, dup_group]") from None
     if missing := {"file", "class"} - set(table.columns):
         raise UserError(f"{manifest}: no column {', '.join(sorted(missing))}; expected file, class[, patient, dup_group]")
     if where:

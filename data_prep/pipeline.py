@@ -1,10 +1,10 @@
 """From raw images to a prepared set: find the cases, load each, deal them to splits, write. One way for every source."""
 
 import re
-import shutil
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -131,16 +131,18 @@ def opened(source: Path) -> Iterator[Path]:
         return
     if not zipfile.is_zipfile(source):
         raise UserError(f"--input {source}: is not a zip; expected a folder or a zip")
-    unpacked = Path(tempfile.mkdtemp(prefix="data_prep-"))
+    with tempfile.TemporaryDirectory(prefix="data_prep-") as unpacked:
+        _unpack(source, Path(unpacked))
+        yield _innermost(Path(unpacked), source)
+
+
+def _unpack(source: Path, target: Path) -> None:
     try:
         with zipfile.ZipFile(source) as archive:
             for member in progress(archive.infolist(), f"unpacking {source.name}", "file"):
-                archive.extract(member, unpacked)
-        yield _innermost(unpacked, source)
-    except zipfile.BadZipFile as error:
-        raise UserError(f"--input {source}: a damaged zip ({error})") from None
-    finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
+                archive.extract(member, target)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: a password, an unknown compression
+        raise UserError(f"--input {source}: damaged or protected ({error}); expected a plain zip") from None
 
 
 def _innermost(folder: Path, source: Path) -> Path:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedlib.config import ROOT, StudyConfig, UserError
+from fedlib.config import ROOT, StudyConfig, UserError, run_command_line
 
 HELP = """Federated against centralized learning on medical images: run the study, read the result.
 
@@ -103,12 +103,5 @@ def _relative(path: Path) -> Path:
 
 
 def main() -> None:
-    """Run the command line; a UserError is one line and exit code 2."""
-    try:
-        app(prog_name="python -m fedlib")
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("\nInterrupted. The same command goes on from here.", err=True)
-        raise SystemExit(130) from None
+    """Run the command line."""
+    run_command_line(app, "python -m fedlib")

@@ -45,6 +45,24 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_list
 Partitions = Annotated[tuple[Partition, ...], BeforeValidator(_listed), Field(min_length=1)]
 
 
+def run_command_line(app: Any, name: str) -> None:
+    """Run a Typer app as `name`: every refusal is one line on standard error and exit code 2, Ctrl-C is 130."""
+    import click  # here, and typer: a notebook needs neither
+    import typer
+
+    try:
+        raise SystemExit(typer.main.get_command(app).main(prog_name=name, standalone_mode=False))
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        raise SystemExit(2) from None
+    except (UserError, click.ClickException) as error:
+        typer.echo(f"error: {error.format_message() if isinstance(error, click.ClickException) else error}", err=True)
+        raise SystemExit(2) from None
+    except click.Abort:
+        typer.echo("Interrupted. The same command goes on from here.", err=True)
+        raise SystemExit(130) from None
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 

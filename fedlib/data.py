@@ -20,6 +20,7 @@ import torch
 from fedlib.config import UserError
 
 SPLITS = ("train", "val", "test")
+TEXT_COLUMNS = ("case", "patient", "split", "label", "dup_group", "truth", "prediction")
 FILES = ("images.npy", "labels.npy", "cases.csv", "qc.csv")
 
 
@@ -101,6 +102,7 @@ class PreparedWriter:
         self.rows: list[dict] = []
 
     def __enter__(self) -> "PreparedWriter":
+        shutil.rmtree(self.folder, ignore_errors=True)  # of a killed process that had our number
         self.folder.mkdir(parents=True)
         return self
 
@@ -159,21 +161,33 @@ def open_prepared(folder: Path | str, task: str | None = None) -> PreparedSet:
 
     Raises UserError when there is none, when it is of another task, or when a file is missing, cut short or edited.
     """
-    folder = Path(folder)
-    if task and not (folder / "manifest.json").exists():
-        folder = folder / task
-    stamp = folder / "manifest.json"
-    if not stamp.exists():
+    found = find_prepared(folder, task)
+    if not found:
         raise UserError(f"data_dir = {str(folder)!r}: not a prepared set (no manifest.json); make one: python -m data_prep")
-    prepared = _open(folder.absolute(), stamp.stat().st_mtime_ns)
+    prepared = _open(found.absolute(), (found / "manifest.json").stat().st_mtime_ns)
     if task and prepared.task != task:
         raise UserError(f"data_dir = {str(folder)!r}: prepared for {prepared.task}, expected {task}")
     return prepared
 
 
+def read_cases(path: Path) -> pd.DataFrame:
+    """Read a cases.csv, names as they stand: a class called `None` or a patient `NA` is no missing value."""
+    numbers = {column: [""] for column in pd.read_csv(path, nrows=0).columns if column not in TEXT_COLUMNS}
+    return pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False, na_values=numbers)
+
+
+def find_prepared(folder: Path | str, task: str | None = None) -> Path | None:
+    """The folder itself or its subfolder named after the task, whichever has a manifest; None when neither has."""
+    own = [Path(folder), *([Path(folder) / task] if task else [])]
+    return next((candidate for candidate in own if (candidate / "manifest.json").exists()), None)
+
+
 @functools.lru_cache(maxsize=4)
 def _open(folder: Path, _written_at: int) -> PreparedSet:
-    manifest = json.loads((folder / "manifest.json").read_text())
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except ValueError as error:
+        raise UserError(f"{folder / 'manifest.json'}: not readable ({error}); prepare the set again") from None
     for name, expected in manifest["files"].items():
         path = folder / name
         size = path.stat().st_size if path.exists() else 0
@@ -184,7 +198,7 @@ def _open(folder: Path, _written_at: int) -> PreparedSet:
     return PreparedSet(
         folder,
         manifest,
-        pd.read_csv(folder / "cases.csv", dtype={"case": str, "patient": str, "label": str}),
+        read_cases(folder / "cases.csv"),
         np.load(folder / "images.npy", mmap_mode="r"),
         np.load(folder / "labels.npy", mmap_mode="r"),
     )

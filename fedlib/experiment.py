@@ -55,10 +55,10 @@ def run_all(
         try:
             if known and known.done:
                 report(f"{head}: read from the run store, {_headline(known)}")
-                continue
-            with _progress(config, store):
-                done = run(config, data, store)
-            report(f"{head}: {done.result['seconds']:.0f} s, {_headline(done)}")
+            else:
+                with _progress(config, store):
+                    done = run(config, data, store)
+                report(f"{head}: {done.result['seconds']:.0f} s, {_headline(done)}")
         except Exception as error:  # a failed run is part of the result; the study names it and goes on
             report(f"{head}: FAILED: {error}")
         store.write_results()

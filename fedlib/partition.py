@@ -29,15 +29,13 @@ def deal(
     """
     fractions = shares(n_clients, partition, unbalance_ratio)
     dealt = cases.iloc[rows].assign(row=rows)
-    dealt["label"] = dealt["label"].fillna("case") if "label" in dealt else "case"
     patient_class = dealt.groupby("patient")["label"].first()
     rng = np.random.default_rng([seed, n_clients])
     owner: dict[str, int] = {}
     for label, patients in patient_class.groupby(patient_class):
         if len(patients) < n_clients:
-            raise UserError(
-                f"n_clients = {n_clients}: {label!r} has {len(patients)} training patients, expected at least {n_clients}"
-            )
+            found = f"{repr(label) if label else 'the set'} has {len(patients)} training patients"
+            raise UserError(f"n_clients = {n_clients}: {found}, expected at least {n_clients}")
         sizes = dealt.groupby("patient").size()[patients.index]
         owner |= deal_groups(sizes, fractions, rng)
     client_of = dealt["patient"].map(owner).to_numpy()
@@ -46,7 +44,7 @@ def deal(
 
 def table(cases: pd.DataFrame, clients: list[np.ndarray]) -> pd.DataFrame:
     """Cases of each class at each client: one row a client, with its total and share."""
-    label = cases["label"].fillna("case") if "label" in cases else pd.Series("case", cases.index)
+    label = cases["label"].replace("", "volumes")
     counts = pd.DataFrame([label.iloc[rows].value_counts() for rows in clients]).fillna(0).astype(int)
     counts.index = pd.RangeIndex(1, len(clients) + 1, name="client")
     counts = counts[sorted(counts.columns)]

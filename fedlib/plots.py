@@ -91,7 +91,7 @@ def intensities(data: PreparedSet) -> Picture:
 def partitions(data: PreparedSet, dealt: dict[str, list[np.ndarray]]) -> Picture:
     """Training cases of each client, stacked by class; one panel for each title in `dealt`."""
     figure, axes = plt.subplots(1, len(dealt), figsize=(max(4.2, 3.2 * len(dealt)), 2.8), sharey=True, squeeze=False)
-    labels = data.cases["label"].fillna("volume")
+    labels = data.cases["label"].replace("", "volumes")
     names = sorted(labels.unique())
     for axis, (title, clients) in zip(axes[0], dealt.items(), strict=True):
         bottom = np.zeros(len(clients))
@@ -195,7 +195,8 @@ def _comparison_panel(axis: plt.Axes, table: pd.DataFrame) -> None:
     at = [counts.index(n) for n in published["n_clients"]]
     if at:
         axis.plot(at, published["paper"], "kD", mfc="none", label="the paper, federated (its own data)")
-    axis.set(xlabel="clients", xticks=range(len(counts)), xticklabels=counts, xlim=(-0.5, len(counts) - 0.5))
+    axis.set(xlabel="clients", xticks=range(len(counts)), xticklabels=counts)
+    axis.set_xmargin(0.15)
 
 
 def worst_middle_best(run: Run, data: PreparedSet) -> np.ndarray:

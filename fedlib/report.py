@@ -131,4 +131,4 @@ def show_comparison(table: pd.DataFrame) -> "pd.io.formats.style.Styler":
             "seeds": table["seeds"],
         }
     )
-    return readable.style.hide(axis="index")
+    return readable.style.hide(axis="index").set_uuid(table["metric"].iloc[0])  # the same page for the same runs

@@ -22,6 +22,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save
 
 from fedlib.config import ROOT, RunConfig, UserError, validated
+from fedlib.data import read_cases
 
 State = dict[str, torch.Tensor]
 PACKAGES = ("torch", "monai", "flwr", "torchmetrics", "numpy", "pandas")
@@ -68,7 +69,7 @@ class Run:
     @cached_property
     def cases(self) -> pd.DataFrame:
         """A row per test case (for local runs: per client and test case)."""
-        return pd.read_csv(self.folder / "cases.csv", dtype={"case": str, "patient": str})
+        return read_cases(self.folder / "cases.csv")
 
     def weights(self) -> State:
         """The final weights; of a local run those of all clients, their names prefixed `client0.`, `client1.`, ..."""

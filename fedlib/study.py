@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from fedlib.config import ROOT, RunConfig, StudyConfig, UserError
-from fedlib.data import open_prepared
+from fedlib.data import PreparedSet, find_prepared, open_prepared
 from fedlib.experiment import clients_of
 from fedlib.report import missing_runs, remember_study, render_notebook, write_index
 from fedlib.runs import RunStore
@@ -64,7 +64,8 @@ class Job:
 
     def is_done(self) -> bool:
         """Whether the notebook was executed as it would be now, after the last of its runs."""
-        if not self.output.with_suffix(".html").exists() or not (self.study.prepared_dir / "manifest.json").exists():
+        prepared = find_prepared(self.study.prepared_dir, self.study.task)
+        if not self.output.with_suffix(".html").exists() or not prepared:
             return False
         if json.loads(self.output.read_text())["metadata"].get("fedlib") != self.stamp:
             return False
@@ -96,11 +97,13 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1) -> list[str]:
         for stage in STAGES:
             todo = [Job(study, notebook) for study in studies for notebook in stage]
             problems += _run_stage(todo, pool, n_jobs, bar)
-            if stage is STAGES[0] and not problems:
+            if stage is STAGES[0]:  # from here on there must be data, and a task without any has failed
+                studies = [study for study in studies if find_prepared(study.prepared_dir, study.task)]
                 for study in studies:
                     remember_study(study, check(study))
-    if all(study.prepared_dir.exists() for study in studies):
+    if studies:
         problems += [f"{run['run_id']}: {run['why']}" for study in studies for run in _missing(study)]
+        RunStore(studies[0].out_dir).write_results()
         write_index(studies[0].out_dir)
     return problems
 
@@ -118,7 +121,7 @@ def _alone(out_dir: Path) -> Iterator[None]:
         raise UserError(f"--out {out_dir}: another study is running there; wait for it or choose another folder") from None
 
 
-def check(study: StudyConfig):
+def check(study: StudyConfig) -> PreparedSet:
     """Open the data and deal every partition of the grid: what cannot work fails here, in seconds. Returns the data."""
     data = open_prepared(study.prepared_dir, study.task)
     for config in study.runs(data.fingerprint):
@@ -170,13 +173,11 @@ def execute(job: Job) -> str | None:
         aside.write_text(json.dumps(content))
     except papermill.PapermillExecutionError as failure:
         error = f"{failure.ename}: {failure.evalue}"
-    except RuntimeError as failure:  # the kernel died, of memory for example
+    except Exception as failure:  # the kernel died, of memory for example, or never began
         error = f"{type(failure).__name__}: {failure}"
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    aside.replace(job.output)
-    render_notebook(job.output)
+    if aside.exists():
+        aside.replace(job.output)
+        render_notebook(job.output)
     return error
 
 
@@ -206,7 +207,7 @@ class _Bar:
 
     @staticmethod
     def _runs_done(study: StudyConfig) -> int:
-        if not (study.prepared_dir / "manifest.json").exists():
+        if not find_prepared(study.prepared_dir, study.task):
             return 0
         data = open_prepared(study.prepared_dir, study.task)
         return len(RunStore(study.out_dir).done(study.runs(data.fingerprint)))

@@ -1,0 +1,46 @@
+"""Fixtures shared by all modules. fedlib comes first: it sets what torch reads once, when it is imported."""
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.sources import prepare_synthetic
+from fedlib.data import PreparedSet
+from tests.helpers import python
+
+TASKS = ("classification", "segmentation")
+CASES = {"classification": 48, "segmentation": 10}
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> dict[str, PreparedSet]:
+    """A tiny synthetic prepared set per task; nobody writes to it."""
+    folder = tmp_path_factory.mktemp("prepared")
+    return {task: prepare_synthetic(task, folder / task, CASES[task], size=16) for task in TASKS}
+
+
+@pytest.fixture(params=TASKS)
+def data(request, prepared) -> PreparedSet:
+    """The prepared set of each task in turn."""
+    return prepared[request.param]
+
+
+@pytest.fixture
+def images(prepared) -> PreparedSet:
+    """The prepared set of the classification task."""
+    return prepared["classification"]
+
+
+@pytest.fixture
+def volumes(prepared) -> PreparedSet:
+    """The prepared set of the segmentation task."""
+    return prepared["segmentation"]
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory) -> Path:
+    """The folder of a whole smoke study of both tasks, made by the command a user types; nobody writes to it."""
+    out = tmp_path_factory.mktemp("study") / "smoke"
+    done = python("-m", "fedlib", "study", "--profile", "smoke", "--out", out)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return out

@@ -1,0 +1,45 @@
+"""What several test modules need: the commands as a user types them, and small configurations."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from fedlib.config import ROOT, RunConfig
+from fedlib.data import PreparedSet
+from fedlib.runs import Run
+
+SIZES = {
+    "rounds": 2,
+    "local_epochs": 1,
+    "batch_size": 8,
+    "learning_rate": 0.001,
+    "width": 16,
+    "unbalance_ratio": 2,
+    "precision": "fp32",
+}
+CLIENTS = {"n_clients": 2, "partition": "balanced"}
+FLOWER = {"strategy": "fedavg", "engine": "inprocess"}
+ARMS = {"centralized": {}, "local": CLIENTS, "federated": CLIENTS | FLOWER}
+
+
+def run_config(data: PreparedSet, mode: str, **changes) -> RunConfig:
+    """A run that takes a fraction of a second."""
+    values = SIZES | ARMS[mode] | {"task": data.task, "mode": mode, "seed": 1, "data_fingerprint": data.fingerprint}
+    return RunConfig(**values | changes)
+
+
+def python(*arguments: object, **options) -> subprocess.CompletedProcess:
+    """`python ARGUMENTS` in the repository's root, to its end."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, **options)
+
+
+def outcome(run: Run) -> dict:
+    """A run's row of results.csv without what a clock says."""
+    return {name: value for name, value in run.result.items() if name != "seconds"}
+
+
+def snapshot(folder: Path) -> dict[str, int]:
+    """Every file below a folder with the time it was last written."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}

@@ -1,0 +1,208 @@
+"""The notebooks: clean and alike in the repository, each runs alone by papermill, bad parameters stop them at once."""
+
+import re
+import statistics
+from concurrent.futures import ThreadPoolExecutor
+
+import nbformat
+import pytest
+from papermill.translators import PythonTranslator
+
+from fedlib.config import StudyConfig, UserError
+from fedlib.runs import RunStore
+from fedlib.study import NOTEBOOKS
+from tests.helpers import python
+
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+BOOKS = {name: nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4) for name in NAMES}
+LONGEST_CELL, MEDIAN_CELL = 25, 8
+
+
+def code_cells(name):
+    return [cell for cell in BOOKS[name].cells if cell.cell_type == "code"]
+
+
+def tagged(name):
+    return [cell.source for cell in code_cells(name) if "parameters" in cell.metadata.get("tags", [])]
+
+
+def test_they_are_the_story_s_parts_in_order():
+    assert [name[:2] for name in NAMES] == [f"{n:02}" for n in range(1, len(NAMES) + 1)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_in_the_repository_is_clean(name):
+    nbformat.validate(BOOKS[name])
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code_cells(name))
+    assert BOOKS[name].metadata.kernelspec.name == "python3"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cells_are_short(name):
+    lengths = [len(cell.source.splitlines()) for cell in code_cells(name)]
+    assert max(lengths) <= LONGEST_CELL
+    assert statistics.median(lengths) <= MEDIAN_CELL
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_functions_and_classes_live_in_the_package(name):
+    assert [cell.source for cell in code_cells(name) if re.search(r"^\s*(def|class) ", cell.source, re.MULTILINE)] == []
+
+
+def test_every_notebook_has_the_same_parameters_and_fedlib_knows_them():
+    assert len({text for name in NAMES for text in tagged(name)}) == 1
+    assert all(len(tagged(name)) == 1 for name in NAMES)
+    known = {field.alias or key for key, field in StudyConfig.model_fields.items()}
+    assert set(re.findall(r"^(\w+) =", tagged(NAMES[0])[0], re.MULTILINE)) <= known
+
+
+def read_parameters(**injected):
+    """What a notebook makes of parameters that papermill injects, without a kernel."""
+    cells = [tagged(NAMES[0])[0], PythonTranslator.codify(injected)]
+    namespace = {"In": ["", *cells]}
+    for cell in cells:
+        exec(cell, namespace)
+    return StudyConfig.from_notebook(namespace)
+
+
+BAD = [
+    ("n_clientz", 4, ["n_clientz"]),
+    ("client_count", "2,4", ["client_count", "'client_counts'"]),
+    ("client_counts", 0, ["client_counts", "0"]),
+    ("strategy", "nonsense", ["strategy", "nonsense", "fedavg"]),
+    ("partitions", "balanced,fair", ["partitions", "fair"]),
+    ("rounds", "five", ["rounds", "five"]),
+    ("seed", "-1", ["seed", "-1"]),
+    ("task", "heart", ["task", "heart"]),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "words"), BAD)
+def test_a_bad_parameter_is_one_line(name, value, words):
+    with pytest.raises(UserError) as caught:
+        read_parameters(**{name: value})
+    assert [word for word in words if word not in str(caught.value)] == []
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"client_counts": "2,4", "partitions": "balanced,unbalanced", "seed": 1},
+        {"client_counts": "[2, 4]", "partitions": "['balanced', 'unbalanced']", "seed": "1"},
+        {"client_counts": [2, 4], "partitions": ["balanced", "unbalanced"], "seed": [1]},
+    ],
+)
+def test_lists_are_flat_text_or_lists(given):
+    study = read_parameters(**given)
+    assert (study.client_counts, study.partitions, study.seeds) == ((2, 4), ("balanced", "unbalanced"), (1,))
+
+
+def papermill(name, folder, *parameters):
+    """Run a notebook as a batch user does; gives the finished process and the folder it worked in."""
+    arguments = [text for pair in zip(parameters[::2], parameters[1::2], strict=True) for text in ("-p", *map(str, pair))]
+    common = ["-p", "profile", "smoke", "-p", "out_dir", folder / "study", "--no-progress-bar"]
+    folder.mkdir(exist_ok=True)
+    done = python("-m", "papermill", NOTEBOOKS / f"{name}.ipynb", folder / f"{name}.ipynb", *common, *arguments)
+    return done, folder
+
+
+BATCH = {
+    "02 alone": ("02_centralized_training", "task", "segmentation"),
+    "03 alone": (
+        *("03_federated_simulation", "task", "classification", "client_counts", 2, "partitions", "balanced,unbalanced"),
+        *("seed", 1, "rounds", 1, "strategy", "fedavg"),
+    ),
+    "04 alone": ("04_compare_results", "task", "segmentation"),
+    "unknown": ("03_federated_simulation", "client_countz", 4),
+    "too many": ("03_federated_simulation", "client_counts", 999, "task", "segmentation"),
+}
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory):
+    """Notebooks run by papermill, each in its own folder, two at a time: most of a minute is spent importing."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            title: pool.submit(papermill, name, tmp_path_factory.mktemp("notebook"), *parameters)
+            for title, (name, *parameters) in BATCH.items()
+        }
+
+
+def last_line(done):
+    return re.sub(r"\x1b\[[0-9;]*m", "", done.stderr.strip().splitlines()[-1])
+
+
+def check_executed(folder, name):
+    book = nbformat.read(folder / f"{name}.ipynb", as_version=4)
+    outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not any(output.output_type == "error" for output in outputs)
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert pictures
+    assert all(picture.metadata["image/png"]["alt"] for picture in pictures)
+    assert not any(output.get("name") == "stderr" for output in outputs), "nothing is painted red"
+
+
+def test_02_runs_alone(batch):
+    done, folder = batch["02 alone"].result()
+    assert done.returncode == 0, done.stderr[-2000:]
+    check_executed(folder, "02_centralized_training")
+    assert [run.config.mode for run in RunStore(folder / "study").all() if run.done] == ["centralized"]
+
+
+def test_03_runs_alone_with_flat_literals(batch):
+    done, folder = batch["03 alone"].result()
+    assert done.returncode == 0, done.stderr[-2000:]
+    check_executed(folder, "03_federated_simulation")
+    runs = [run.config for run in RunStore(folder / "study").all() if run.done]
+    arms = {(config.mode, config.partition) for config in runs}
+    assert arms == {(mode, partition) for mode in ("local", "federated") for partition in ("balanced", "unbalanced")}
+    assert {(config.seed, config.n_clients, config.rounds) for config in runs} == {(1, 2, 1)}
+
+
+def test_04_without_runs_says_what_to_run_first(batch):
+    done, folder = batch["04 alone"].result()
+    assert done.returncode != 0
+    assert "02" in last_line(done)
+    assert "03" in last_line(done)
+    assert RunStore(folder / "study").all() == []
+
+
+def test_an_unknown_parameter_stops_before_anything_is_made(batch):
+    done, folder = batch["unknown"].result()
+    assert done.returncode != 0
+    assert "client_countz" in last_line(done)
+    assert "client_counts" in last_line(done)
+    assert not (folder / "study").exists()
+
+
+def test_more_clients_than_cases_stop_before_training(batch):
+    done, folder = batch["too many"].result()
+    assert done.returncode != 0
+    assert "n_clients = 999" in last_line(done)
+    assert RunStore(folder / "study").all() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "value"), [("client_counts", 0), ("strategy", "nonsense"), ("rounds", "five")])
+def test_a_bad_value_stops_before_anything_is_made(tmp_path, name, value):
+    done, folder = papermill("02_centralized_training", tmp_path, name, value)
+    assert done.returncode != 0
+    assert name in last_line(done)
+    assert str(value) in last_line(done)
+    assert not (folder / "study").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+@pytest.mark.parametrize("name", ["01_data_preparation", "02_centralized_training", "03_federated_simulation"])
+def test_every_notebook_runs_alone(tmp_path, name, task):
+    done, _ = papermill(name, tmp_path, "task", task)
+    assert done.returncode == 0, done.stderr[-2000:]
+    check_executed(tmp_path, name)
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_study_executed_every_notebook(smoke, name, task):
+    check_executed(smoke / task, name)

@@ -1,0 +1,142 @@
+"""python -m fedlib: bad input is one line and exit code 2 before any training; failure and interruption have their code."""
+
+import pytest
+
+from fedlib import cli, study
+from tests.helpers import python
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Call the command in this process; gives exit code, standard output, and the lines on standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["fedlib", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        said = capsys.readouterr()
+        return left.value.code or 0, said.out, said.err.splitlines()
+
+    return call
+
+
+def check_refused(code, said, words):
+    assert code == 2
+    assert len(said) == 1, said
+    assert said[0].startswith("error: ")
+    assert [word for word in words if word not in said[0]] == [], said[0]
+
+
+BAD = [
+    (["--client-counts", "0"], ["client_counts", "0", "greater"]),
+    (["--client-counts", "2,some"], ["client_counts", "some"]),
+    (["--partitions", "fair"], ["partitions", "fair", "balanced"]),
+    (["--strategy", "nonsense"], ["strategy", "nonsense", "fedavg"]),
+    (["--engine", "nonsense"], ["engine", "nonsense", "inprocess"]),
+    (["--rounds", "0"], ["rounds", "0", "greater"]),
+    (["--learning-rate", "5"], ["learning_rate", "5"]),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), BAD, ids=lambda value: " ".join(value[:2]))
+def test_a_bad_option_is_one_line(command, tmp_path, options, words):
+    code, _, said = command("study", "--profile", "smoke", "--out", tmp_path / "out", *options)
+    check_refused(code, said, words)
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD_DATA = [
+    ("none", "classification", [], ["none", "prepared"]),
+    ("segmentation", "classification", [], ["segmentation", "expected classification"]),
+    ("classification", "all", [], ["classification", "expected segmentation"]),
+    ("classification", "classification", ["--client-counts", "2,999"], ["n_clients = 999", "at least 999"]),
+    ("segmentation", "segmentation", ["--client-counts", "7"], ["n_clients = 7", "at least 7"]),
+]
+
+
+@pytest.mark.parametrize(("name", "task", "options", "words"), BAD_DATA)
+def test_data_that_cannot_carry_the_study_is_refused_at_once(command, tmp_path, prepared, name, task, options, words):
+    folder = prepared["classification"].folder.parent / name
+    given = ("--profile", "smoke", "--task", task, "--data", folder, "--out", tmp_path / "out")
+    code, _, said = command("study", *given, *options)
+    check_refused(code, said, words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_many_clients_for_the_synthetic_set_are_refused_before_training(tmp_path):
+    given = ("--profile", "smoke", "--task", "classification", "--client-counts", 999, "--out", tmp_path / "out")
+    done = python("-m", "fedlib", "study", *given)
+    assert done.returncode == 2
+    assert "n_clients = 999" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "out" / "runs").exists(), "nothing was trained"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["study", "--profile", "huge"], ["--profile", "huge"]),
+        (["study", "--rounds", "five"], ["--rounds", "five"]),
+        (["study", "--seeds", "0"], ["--seeds", "0"]),
+        (["train"], ["train"]),
+    ],
+)
+def test_what_the_command_line_itself_refuses_names_option_and_value(command, arguments, words):
+    code, _, said = command(*arguments)
+    assert code == 2
+    assert all(word in said[-1] for word in words)
+
+
+@pytest.mark.parametrize("name", ["report", "runs"])
+def test_a_folder_that_is_no_study_is_one_line(command, tmp_path, name):
+    code, _, said = command(name, tmp_path)
+    check_refused(code, said, [str(tmp_path), "study"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_lists_every_run_with_its_score(command, smoke):
+    code, out, said = command("runs", smoke)
+    assert (code, said) == (0, [])
+    assert len(out.splitlines()) == 10
+    assert all(line.startswith("done") for line in out.splitlines())
+    assert "dice_LV 0." in out
+    assert "accuracy 0." in out
+
+
+def test_a_failed_run_is_exit_code_1_and_named(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(study, "run_study", lambda studies, jobs: ["run-7: OSError: disk full"])
+    code, _, said = command("study", "--profile", "smoke", "--out", tmp_path)
+    assert code == 1
+    assert [line for line in said if "run-7" in line and "disk full" in line]
+
+
+def test_ctrl_c_is_exit_code_130_and_says_how_to_go_on(command, monkeypatch, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "run_study", interrupted)
+    code, _, said = command("study", "--profile", "smoke", "--out", tmp_path)
+    assert code == 130
+    assert "same command" in " ".join(said)
+
+
+def test_options_reach_the_study(command, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(study, "run_study", lambda studies, jobs: seen.extend([*studies, jobs]) or [])
+    options = ["--client-counts", "2,4", "--partitions", "balanced", "--rounds", 3, "--seeds", 2, "--jobs", 2]
+    assert command("study", "--profile", "smoke", "--out", tmp_path, *options)[0] == 0
+    *studies, jobs = seen
+    assert jobs == 2
+    assert [each.task for each in studies] == ["classification", "segmentation"]
+    for each in studies:
+        assert (each.client_counts, each.partitions, each.rounds, each.seeds) == ((2, 4), ("balanced",), 3, (1, 2))
+        assert each.out_dir == tmp_path
+
+
+@pytest.mark.parametrize("arguments", [[], ["study", "--help"], ["report", "--help"], ["runs", "--help"]])
+def test_help(command, arguments):
+    code, out, said = command(*arguments)
+    assert code in (0, 2)
+    text = out + "\n".join(said)
+    assert "Usage: python -m fedlib" in text
+    assert "Traceback" not in text

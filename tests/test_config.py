@@ -1,0 +1,152 @@
+"""Configurations: validated in one line, frozen, and named by everything that they hold."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedlib.config import ROOT, ProfileName, RunConfig, StudyConfig, UserError, load_profile
+from tests.helpers import ARMS, SIZES
+
+BASE = SIZES | ARMS["federated"] | {"task": "classification", "mode": "federated", "seed": 1, "data_fingerprint": "aa"}
+OTHER = {
+    "rounds": 3,
+    "local_epochs": 2,
+    "batch_size": 9,
+    "learning_rate": 0.0011,
+    "width": 5,
+    "unbalance_ratio": 2.5,
+    "precision": "bf16",
+    "n_clients": 4,
+    "partition": "unbalanced",
+    "strategy": "none",
+    "engine": "none",
+    "task": "segmentation",
+    "mode": "local",
+    "seed": 2,
+    "data_fingerprint": "ab",
+}
+
+
+@given(st.sets(st.sampled_from(sorted(OTHER))), st.sets(st.sampled_from(sorted(OTHER))))
+def test_run_ids_are_equal_exactly_when_configurations_are(some, others):
+    one, two = (RunConfig(**BASE | {name: OTHER[name] for name in names}) for names in (some, others))
+    assert (one.run_id == two.run_id) == (one == two)
+
+
+@pytest.mark.parametrize("name", RunConfig.model_fields)
+def test_every_field_is_part_of_the_run_id(name):
+    assert RunConfig(**BASE | {name: OTHER[name]}).run_id != RunConfig(**BASE).run_id
+
+
+def test_run_id_is_the_same_in_another_process():
+    config = RunConfig(**BASE)
+    code = "import sys; from fedlib.config import RunConfig; print(RunConfig.model_validate_json(sys.argv[1]).run_id)"
+    command = [sys.executable, "-c", code, config.model_dump_json()]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() == config.run_id
+
+
+def test_a_configuration_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        RunConfig(**BASE).rounds = 5
+
+
+@pytest.mark.parametrize("text", ["2,4,8", "[2, 4, 8]", "(2,4,8)", [2, 4, 8], (2, 4, 8)])
+def test_lists_come_as_text_or_as_lists(text):
+    assert StudyConfig.make(client_counts=text).client_counts == (2, 4, 8)
+
+
+def test_a_lone_number_or_name_is_a_list_of_one():
+    study = StudyConfig.make(client_counts=4, partitions="balanced", seed="3")
+    assert (study.client_counts, study.partitions, study.seeds) == ((4,), ("balanced",), (3,))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("client_counts", 0),
+        ("client_counts", "2,0"),
+        ("client_counts", "2,many"),
+        ("client_counts", ""),
+        ("partitions", "balanced,nonsense"),
+        ("strategy", "nonsense"),
+        ("engine", "nonsense"),
+        ("task", "nonsense"),
+        ("profile", "nonsense"),
+        ("rounds", "five"),
+        ("rounds", 0),
+        ("batch_size", -1),
+        ("learning_rate", 0),
+        ("learning_rate", 2),
+        ("seed", -1),
+    ],
+)
+def test_a_bad_value_is_one_line_with_parameter_and_value(name, value):
+    with pytest.raises(UserError) as caught:
+        StudyConfig.make(**{name: value})
+    line = str(caught.value)
+    assert "\n" not in line
+    assert name.rstrip("s") in line
+    assert str(value).split(",")[-1] in line
+
+
+def test_an_unknown_parameter_is_named_with_a_hint():
+    with pytest.raises(UserError, match="'client_countz'.*'client_counts'"):
+        StudyConfig.make(client_countz=4)
+    with pytest.raises(UserError, match="'zzz'.*rounds"):
+        StudyConfig.make(zzz=4)
+
+
+def test_a_user_error_shows_no_traceback_in_a_notebook():
+    assert UserError("rounds = 0: wrong")._render_traceback_() == ["UserError: rounds = 0: wrong"]
+
+
+def test_notebook_reads_its_parameters_and_finds_the_unknown_one():
+    namespace = {"task": "segmentation", "rounds": None, "client_counts": "2", "seed": 7, "unrelated": 5}
+    study = StudyConfig.from_notebook(namespace)
+    assert (study.task, study.client_counts, study.seeds) == ("segmentation", (2,), (7,))
+    assert study.rounds == load_profile("quick")["segmentation"].rounds, "None means: as the profile says"
+    injected = namespace | {"n_clientz": 4, "In": ["", "task = 'x'", "# Parameters\nrounds = 2\nn_clientz = 4\n"]}
+    with pytest.raises(UserError, match="n_clientz"):
+        StudyConfig.from_notebook(injected)
+
+
+@pytest.mark.parametrize("profile", ProfileName.__args__)
+def test_a_profile_makes_a_study_of_each_task(profile):
+    for task in ("classification", "segmentation"):
+        study = StudyConfig.make(profile=profile, task=task)
+        assert study.size % 8 == 0, "the 3D U-Net halves a volume three times"
+        assert study.out_dir.name == profile
+
+
+def test_the_paper_s_client_counts_are_those_of_the_real_study():
+    full = load_profile("full")
+    assert full["classification"].client_counts == (2, 4, 8)
+    assert full["segmentation"].client_counts == (2, 4, 8, 16)
+
+
+def test_the_grid_holds_every_arm_once_and_centralized_first():
+    study = StudyConfig.make(client_counts="2,4", seed="1,2", partitions="balanced,unbalanced")
+    grid = study.runs("ff")
+    assert len(grid) == len({run.run_id for run in grid}) == 2 * (1 + 2 * 2 * 2)
+    assert grid[0].mode == "centralized"
+    dealt = {(run.seed, run.n_clients, run.partition, run.mode) for run in grid if run.mode != "centralized"}
+    modes, partitions = ("local", "federated"), ("balanced", "unbalanced")
+    assert dealt == {(s, k, p, m) for s in (1, 2) for k in (2, 4) for p in partitions for m in modes}
+    assert all(run.strategy == "none" for run in grid if run.mode != "federated")
+
+
+def test_every_arm_of_a_grid_has_the_same_training_and_data():
+    grid = StudyConfig.make(task="segmentation", rounds=7).runs("ff")
+    shared = {json.dumps(run.model_dump(include=set(SIZES) | {"data_fingerprint", "task"}), sort_keys=True) for run in grid}
+    assert len(shared) == 1
+    assert grid[0].rounds == 7
+
+
+def test_folders_do_not_depend_on_where_the_kernel_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = StudyConfig.make(out_dir="here", data_dir="there")
+    assert (study.out_dir, study.data_dir) == (tmp_path / "here", tmp_path / "there")

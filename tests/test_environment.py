@@ -1,0 +1,122 @@
+"""One lock for pip and conda users, documents that name files that exist, and rooms that import downwards only."""
+
+import ast
+import re
+import sys
+import tomllib
+
+import pytest
+import yaml
+
+from fedlib.config import ROOT
+from tests.helpers import python
+
+FLOORS = [
+    *("config", "data", "runs", "partition", "tasks", "training", "federation", "engines", "experiment"),
+    *("statistics", "plots", "report", "study", "cli"),
+]
+MODULES = sorted([*(ROOT / "fedlib").glob("*.py"), *(ROOT / "fedlib" / "tasks").glob("*.py")])
+
+
+def canonical(requirement):
+    """The name of a requirement, as the index spells it."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[\[<>=!~; ]", requirement.strip())[0]).lower()
+
+
+@pytest.fixture(scope="module")
+def locked():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def test_every_dependency_is_pinned_exactly_once(locked):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(name for group in project["optional-dependencies"].values() for name in group)]
+    pinned = [canonical(line) for line in locked]
+    assert {name for name in map(canonical, wanted) if pinned.count(name) != 1} == set()
+
+
+def test_the_lock_holds_exact_versions_that_any_machine_can_install(locked):
+    assert len(set(map(canonical, locked))) == len(locked)
+    assert [line for line in locked if not re.fullmatch(r"[A-Za-z0-9_.\-]+==[A-Za-z0-9.]+", line)] == [], "no +cpu, no URL"
+
+
+def test_conda_takes_its_versions_from_the_lock():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["channels"] == ["conda-forge"]
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    assert sorted(map(canonical, conda)) == ["pip", "python"]
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert pip == ["-c constraints.txt", "-e .[dev]"], "it pins nothing itself"
+    python_pin = next(entry for entry in conda if entry.startswith("python"))
+    lowest = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=")
+    assert tuple(map(int, python_pin.split("=")[-1].split("."))) >= tuple(map(int, lowest.split(".")))
+
+
+def test_every_module_that_is_imported_is_a_declared_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    spelled = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
+    imported = {name.split(".")[0] for path in MODULES + sorted((ROOT / "data_prep").glob("*.py")) for name in imports(path)}
+    outside = {spelled.get(name, name) for name in imported - set(sys.stdlib_module_names) - {"fedlib", "data_prep"}}
+    assert outside - {canonical(name) for name in project["dependencies"]} == set()
+
+
+def test_files_that_the_readme_names_exist():
+    text = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text)
+    named = re.findall(r"`((?:fedlib|data_prep|notebooks|tests|reports)/[\w./-]+)`", text)
+    made = ("reports/smoke", "reports/quick", "reports/full", "reports/bench")  # by the commands
+    expected = [path for path in (*links, *named) if not path.startswith(made)]
+    assert [path for path in expected if not (ROOT / path).exists()] == []
+
+
+def test_make_targets_that_the_readme_names_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(
+        re.findall(r"\bmake ([a-z-]+)", "\n".join(re.findall(r"`[^`]+`|```.*?```", (ROOT / "README.md").read_text(), re.S)))
+    )
+    assert {"study", "test"} <= targets
+    assert named <= targets
+
+
+def imports(path):
+    """Full names of all modules that a file imports, at any depth; `from a import b` gives `a.b`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def rooms_of(path):
+    return {name.split(".")[1] for name in imports(path) if name.startswith("fedlib.")} & set(FLOORS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_imports_from_rooms_below_it_only(path):
+    room = "tasks" if path.parent.name == "tasks" else path.stem
+    if room in ("__init__", "__main__"):
+        return
+    assert room in FLOORS, "a new room needs its floor"
+    above = FLOORS[FLOORS.index(room) :] if room != "tasks" else FLOORS[FLOORS.index(room) + 1 :]
+    assert rooms_of(path) & set(above) == set()
+    assert not any(name.startswith("data_prep") for name in imports(path)), "preparation comes before, not below"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "data_prep").glob("*.py")), ids=lambda path: path.name)
+def test_data_preparation_stands_on_config_and_data_alone(path):
+    assert rooms_of(path) <= {"config", "data"}
+
+
+@pytest.mark.parametrize("module", ["fedlib.cli", "fedlib.config"])
+def test_the_command_line_answers_without_torch(module):
+    done = python("-c", f"import sys, {module}; print(sorted({{'torch', 'monai', 'flwr', 'pandas'}} & set(sys.modules)))")
+    assert done.stdout.strip() == "[]"
+
+
+def test_only_one_file_uses_a_private_name_of_flower():
+    private = [path.name for path in MODULES if any(name.startswith("flwr.supercore") for name in imports(path))]
+    assert private == ["engines.py"]

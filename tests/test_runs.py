@@ -1,0 +1,176 @@
+"""The run store: readable at any moment, whole after any crash, and the same after a resume."""
+
+import os
+import threading
+
+import pytest
+import torch
+from filelock import Timeout
+
+from fedlib import experiment, runs
+from fedlib.config import UserError
+from fedlib.runs import RunStore, state_sha256, write_atomically
+from tests.helpers import outcome, run_config
+
+
+class Killed(BaseException):
+    """A kill as the code sees it: nothing after it is carried out, and nobody may catch it."""
+
+
+def dying_after(monkeypatch, n_writes):
+    """Let this many files get their name; then every write dies between its content and its name."""
+    count, replace = iter(range(10**6)), os.replace
+
+    def replace_or_die(source, target):
+        if next(count) >= n_writes:
+            raise Killed
+        replace(source, target)
+
+    monkeypatch.setattr(runs.os, "replace", replace_or_die)
+    return lambda: next(count)
+
+
+def check_readable(store, config):
+    """What a reader relies on, whatever was interrupted."""
+    for run in store.all():
+        assert run.config == config
+        assert run.status["state"] in ("running", "queued", "done")
+    assert len(store.results()) == len(store.done([config])) == sum(run.done for run in store.all())
+    for run in store.done([config]):
+        assert run.result["weights_sha256"] == run.provenance["weights_sha256"]
+        assert len(run.rounds) == config.rounds
+        assert len(run.cases)
+        assert run.weights()
+
+
+CASES = [("segmentation", "centralized"), ("segmentation", "federated"), ("classification", "local")]
+
+
+@pytest.mark.parametrize(("task", "mode"), CASES)
+def test_a_run_survives_a_kill_between_any_two_writes(prepared, tmp_path, monkeypatch, task, mode):
+    data = prepared[task]
+    config = run_config(data, mode)
+    whole = RunStore(tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        written = dying_after(patched, 10**6)
+        experiment.run_all([config], data, whole, report=str)
+        n_writes = written()
+    expected, table = outcome(whole.all()[0]), whole.all()[0].folder / "cases.csv"
+    assert n_writes > 8, "the loop below would prove nothing"
+    for n in range(n_writes):
+        store = RunStore(tmp_path / str(n))
+        with monkeypatch.context() as patched:
+            dying_after(patched, n)
+            with pytest.raises(Killed):
+                experiment.run_all([config], data, store, report=str)
+        check_readable(store, config)
+        (run,) = experiment.run_all([config], data, store, report=str)
+        check_readable(store, config)
+        assert outcome(run) == expected, f"killed at write {n}"
+        assert (run.folder / "cases.csv").read_bytes() == table.read_bytes()
+        results = store.out_dir / "results.csv"
+        assert results.exists(), f"killed at write {n}"
+        assert results.read_text() == store.results().to_csv(index=False), f"killed at write {n}"
+
+
+def test_an_interrupted_run_is_queued_and_not_counted(images, tmp_path, monkeypatch):
+    config, store = run_config(images, "centralized"), RunStore(tmp_path)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(experiment.MODES, "centralized", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run_all([config], images, store, report=str)
+    assert store.get(config.run_id).status["state"] == "queued"
+    assert store.done([config]) == []
+
+
+def test_an_empty_store_is_empty(tmp_path):
+    store = RunStore(tmp_path / "nothing")
+    assert store.all() == []
+    assert store.results().empty
+    assert store.get("any") is None
+    with pytest.raises(UserError, match="02 and 03"):
+        store.need([])
+
+
+def test_two_that_want_the_same_run_train_it_once(images, tmp_path, monkeypatch):
+    config, begun, begin = run_config(images, "centralized", rounds=1), [], RunStore.begin
+
+    def counted(store, config):
+        begun.append(config.run_id)
+        return begin(store, config)
+
+    monkeypatch.setattr(RunStore, "begin", counted)
+    hashes = []
+
+    def work():
+        hashes.append(experiment.run(config, images, RunStore(tmp_path)).result["weights_sha256"])
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(begun) == 1
+    assert len(hashes) == 3
+    assert len(set(hashes)) == 1
+
+
+def test_the_lock_is_one_per_run(tmp_path):
+    store = RunStore(tmp_path)
+    with store.lock("one"):
+        with pytest.raises(Timeout):
+            RunStore(tmp_path).lock("one").acquire(timeout=0)
+        with RunStore(tmp_path).lock("two").acquire(timeout=0):
+            assert store.all() == [], "a lock is not a run"
+
+
+def test_a_write_that_dies_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    with monkeypatch.context() as patched:
+        dying_after(patched, 0)
+        with pytest.raises(Killed):
+            write_atomically(path, "new")
+    assert path.read_text() == "old"
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_the_hash_of_weights_sees_every_bit_and_not_the_order():
+    state = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[3]])}
+    known = state_sha256(state)
+    assert state_sha256(dict(reversed(state.items()))) == known
+    others = [
+        {"a": torch.nextafter(state["a"], torch.tensor(9.0)), "b": state["b"]},
+        {"a": state["a"].double(), "b": state["b"]},
+        {"a": state["a"][None], "b": state["b"]},
+        {"c": state["a"], "b": state["b"]},
+        {"a": state["a"]},
+    ]
+    assert len({known, *map(state_sha256, others)}) == 1 + len(others)
+    transposed = {"a": torch.arange(6.0).reshape(2, 3).T}
+    assert state_sha256(transposed) == state_sha256({"a": transposed["a"].contiguous()}), (
+        "how it lies in memory is not content"
+    )
+
+
+def test_files_and_columns_of_a_finished_run(images, tmp_path):
+    store = RunStore(tmp_path)
+    configs = [run_config(images, mode) for mode in ("centralized", "local", "federated")]
+    for run in experiment.run_all(configs, images, store, report=str):
+        names = {path.name for path in run.folder.iterdir()}
+        assert names == {
+            *("config.json", "status.json", "rounds.csv", "clients.csv"),
+            *("cases.csv", "weights.safetensors", "provenance.json"),
+        }
+        assert {"round", "accuracy", "seconds", "bytes_up", "bytes_down"} <= set(run.rounds)
+        assert {"round", "client", "n", "loss", "seconds", "bytes_up", "bytes_down"} <= set(run.clients)
+        assert len(run.clients) == run.config.rounds * run.config.n_clients
+        recorded = {"weights_sha256", "data_fingerprint", "seed", "device", "threads", "versions", "commit"}
+        assert recorded <= set(run.provenance)
+    row = {"task", "mode", "n_clients", "partition", "strategy", "engine", "seed", "n_train", "n_test"}
+    assert row | {"accuracy", "sensitivity", "seconds", "bytes", "weights_sha256"} <= set(store.results())
+    assert len(store.results()) == 3

@@ -1,0 +1,169 @@
+"""A study: done once, not done again; stopped anywhere, it goes on; a failed run is named and gives exit code 1."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from fedlib import study
+from fedlib.config import ROOT, StudyConfig
+from fedlib.report import missing_runs
+from fedlib.runs import RunStore
+from fedlib.study import STAGES, Job, run_study
+from tests.helpers import python, snapshot
+
+TASKS = ("classification", "segmentation")
+DEADLINE = 300
+COMMAND = ("-m", "fedlib", "study", "--profile", "smoke", "--task", "segmentation", "--out")
+
+
+@pytest.fixture
+def _own_signals():
+    """Put back what run_study sets for the process."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def studies(smoke):
+    return [StudyConfig.make(profile="smoke", task=task, out_dir=smoke, seed=[1]) for task in TASKS]
+
+
+@pytest.mark.usefixtures("_own_signals")
+def test_the_same_command_again_does_nothing(smoke, studies, monkeypatch):
+    def submitted(_, function, job):
+        raise AssertionError(f"{job.notebook} is executed again")
+
+    monkeypatch.setattr(study.ProcessPoolExecutor, "submit", submitted)
+    before = snapshot(smoke)
+    assert run_study(studies) == []
+    after = snapshot(smoke)
+    assert {name for name in after if after[name] != before.get(name)} <= {"index.html", "study.json", "results.csv"}
+
+
+def test_a_notebook_is_done_only_for_its_own_parameters(studies):
+    for each in studies:
+        jobs = [Job(each, notebook) for stage in STAGES for notebook in stage]
+        assert [job.is_done() for job in jobs] == [True] * 4
+        for changed in ({"rounds": 3}, {"seeds": (1, 2)}, {"client_counts": (2, 4)}):
+            other = each.model_copy(update=changed)
+            assert not any(Job(other, job.notebook).is_done() for job in jobs)
+
+
+def test_a_notebook_is_not_done_when_its_source_or_one_of_its_runs_changed(studies, monkeypatch, tmp_path):
+    training, comparison = Job(studies[1], "02_centralized_training"), Job(studies[1], "04_compare_results")
+    done = RunStore.done
+    monkeypatch.setattr(RunStore, "done", lambda store, configs: done(store, configs)[1:])
+    assert not training.is_done()
+    assert not comparison.is_done()
+    monkeypatch.undo()
+    edited = tmp_path / "notebooks"
+    edited.mkdir()
+    for source in study.NOTEBOOKS.glob("*.ipynb"):
+        (edited / source.name).write_text(source.read_text().replace("Comparison of results", "Comparison"))
+    monkeypatch.setattr(study, "NOTEBOOKS", edited)
+    assert training.is_done()
+    assert not comparison.is_done()
+
+
+def test_parameters_in_an_executed_notebook_are_flat_literals(smoke):
+    for page in smoke.rglob("*.ipynb"):
+        parameters = json.loads(page.read_text())["metadata"]["papermill"]["parameters"]
+        assert all(isinstance(value, (str, int, float, list)) for value in parameters.values())
+        assert parameters["profile"] == "smoke"
+
+
+def test_what_is_left_behind_is_only_what_is_stated(smoke):
+    shown = {path.name for path in smoke.iterdir() if not path.name.startswith(".")}
+    assert shown == {*TASKS, "data", "runs", "index.html", "results.csv", "study.json"}
+    assert [path for task in TASKS for path in (smoke / task).iterdir() if path.suffix not in (".ipynb", ".html")] == []
+    assert [path for path in (smoke / "data").iterdir() if "partial" in path.name] == []
+
+
+def results(folder):
+    """The segmentation runs of a study, without what a clock says."""
+    table = pd.read_csv(folder / "results.csv").sort_index(axis=1)  # the order depends on which task comes first
+    return table[table["task"] == "segmentation"].dropna(axis=1, how="all").drop(columns="seconds").reset_index(drop=True)
+
+
+def wait_for(condition, process):
+    """Wait until a file says so; a process that ends before is a failure of the test."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline
+        try:
+            process.wait(0.05)
+        except subprocess.TimeoutExpired:
+            continue
+        raise AssertionError(f"ended with {process.returncode} before it could be stopped")
+
+
+def stop_in_the_middle(out, how):
+    """Start a study, stop it by a signal as soon as one run is done, and give its exit code."""
+    command = [sys.executable, *COMMAND, str(out)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        wait_for(lambda: any(run.done for run in RunStore(out).all()), process)
+        os.kill(process.pid, how) if how == signal.SIGKILL else os.killpg(
+            process.pid, how
+        )  # a terminal tells the whole group
+        return process.wait(DEADLINE)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
+def test_a_study_that_was_stopped_goes_on_to_the_same_results(smoke, tmp_path, how):
+    out = tmp_path / "study"
+    code = stop_in_the_middle(out, how)
+    assert code == {signal.SIGKILL: -9}.get(how, 130)
+    finished = {run.folder: (run.folder / "status.json").stat().st_mtime_ns for run in RunStore(out).all() if run.done}
+    assert 0 < len(finished) < 5, "it was stopped in the middle"
+    again = python(*COMMAND, out)
+    assert again.returncode == 0, again.stderr[-2000:]
+    pd.testing.assert_frame_equal(results(out), results(smoke))
+    assert {folder: (folder / "status.json").stat().st_mtime_ns for folder in finished} == finished, "not trained again"
+    assert len(list(out.rglob("*.html"))) == 5
+
+
+@pytest.mark.slow
+def test_a_failed_run_does_not_stop_the_others_and_is_named(smoke, tmp_path):
+    out = tmp_path / "study"
+    failing = next(run_id for run_id in results(smoke)["run_id"] if "federated-k2-balanced" in run_id)
+    obstacle = out / "runs" / failing / "weights.safetensors"
+    obstacle.mkdir(parents=True)  # a folder where the weights belong: they cannot be written
+    done = python(*COMMAND, out)
+    assert done.returncode == 1
+    named = [line for line in done.stderr.splitlines() if failing in line and "weights.safetensors" in line]
+    assert named
+    assert "Traceback" not in done.stderr
+    text = (out / "index.html").read_text()
+    assert failing in text
+    assert "weights.safetensors" in text
+    pd.testing.assert_frame_equal(results(out), results(smoke).query("run_id != @failing").reset_index(drop=True))
+    obstacle.rmdir()
+    assert python(*COMMAND, out).returncode == 0
+    pd.testing.assert_frame_equal(results(out), results(smoke))
+    assert failing not in (out / "index.html").read_text()
+
+
+@pytest.mark.slow
+def test_two_jobs_at_once_give_the_same_results(tmp_path, prepared):
+    given = ["--partitions", "balanced", "--data", prepared["segmentation"].folder.parent, "--jobs", 2]
+    one, two = (tmp_path / name for name in ("one", "two"))
+    threads = {"OMP_NUM_THREADS": "1"}  # with two jobs a core each: other thread counts may give other bits
+    assert python(*COMMAND, one, *given[:-2], env=os.environ | threads).returncode == 0
+    assert python(*COMMAND, two, *given, env=os.environ | threads).returncode == 0
+    pd.testing.assert_frame_equal(results(one), results(two))
+    configured = StudyConfig.make(profile="smoke", task="segmentation", partitions="balanced", out_dir=two)
+    assert missing_runs(two, configured, prepared["segmentation"].fingerprint) == []

@@ -1,0 +1,134 @@
+"""The two tasks: models as the paper names them, metrics by hand, and a stated rule for empty masks."""
+
+import dataclasses
+import inspect
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fedlib import tasks
+from fedlib.config import load_profile
+from fedlib.tasks import classification, segmentation
+
+
+def test_both_tasks_export_the_same_names():
+    names = [
+        {
+            name
+            for name in vars(tasks.get(task))
+            if not name.startswith("_") and not inspect.ismodule(getattr(tasks.get(task), name))
+        }
+        for task in tasks.TASKS
+    ]
+    stated = {"METRICS", "PRIMARY", "TRAINING_METRIC", "PAPER", "build_model", "loss_function", "augment"}
+    stated |= {"training_metric", "score_cases", "summarize", "case_scores"}
+    assert all(stated <= own for own in names)
+    for task in map(tasks.get, tasks.TASKS):
+        assert set(task.PRIMARY) <= set(task.METRICS)
+        assert {*task.PRIMARY, task.TRAINING_METRIC} <= set(tasks.NAMES)
+
+
+def test_the_classifier_is_the_resnet18_of_the_literature():
+    model = classification.build_model(load_profile("full")["classification"], 4)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 11_173_188
+    sizes = []
+    model.layer4.register_forward_hook(lambda module, given, out: sizes.append(out.shape[-1]))
+    assert model(torch.zeros(2, 1, 224, 224)).shape == (2, 4)
+    assert sizes == [7], "stride 2 in the stem: 224 / 32"
+
+
+@pytest.mark.parametrize("size", [16, 40])
+def test_the_segmenter_labels_every_voxel(size):
+    model = segmentation.build_model(load_profile("smoke")["segmentation"], 3)
+    assert model(torch.zeros(1, 1, size, size, size)).shape == (1, 3, size, size, size)
+
+
+def test_accuracy_and_sensitivity_by_hand():
+    truth = ["a"] * 6 + ["b"] * 3 + ["c"]
+    prediction = ["a"] * 6 + ["b", "a", "a"] + ["b"]
+    cases = pd.DataFrame({"case": range(10), "patient": range(10), "truth": truth, "prediction": prediction})
+    cases[["p_a", "p_b", "p_c"]] = 1 / 3
+    scores = classification.summarize(cases)
+    assert scores["accuracy"] == pytest.approx(7 / 10)
+    assert scores["sensitivity"] == pytest.approx((1 + 1 / 3 + 0) / 3), "a rare class weighs as much as a common one"
+    assert classification.case_scores(cases)["accuracy"].tolist() == [1] * 7 + [0] * 3
+
+
+def test_the_classifier_s_rows_hold_truth_prediction_and_probabilities(images):
+    rows = images.split("test")[:3]
+    logits = torch.tensor([[0.0, 1, 2, 3], [9, 0, 0, 0], [0, 0, 5, 0]])
+    table = classification.score_cases(images, rows, logits, final=True)
+    assert table["prediction"].tolist() == [images.classes[n] for n in (3, 0, 2)]
+    assert table["truth"].tolist() == images.cases.iloc[rows]["label"].tolist()
+    columns = [f"p_{name}" for name in images.classes]
+    assert np.allclose(table[columns], logits.softmax(1))
+    shares = table[columns].sum(axis=1)
+    assert np.allclose(shares, 1)
+
+
+def scored(volumes, truth, predicted, spacing=(1.0, 1.0, 1.0)):
+    """Score one volume of 8 voxels a side against a made-up truth, both given as structure indices."""
+    data = dataclasses.replace(
+        volumes, labels=truth.astype(np.uint8)[None], manifest=volumes.manifest | {"spacing_mm": spacing}
+    )
+    logits = torch.nn.functional.one_hot(torch.from_numpy(predicted).long(), 3).movedim(-1, 0)[None].float()
+    return segmentation.score_cases(data, [0], logits, final=True).iloc[0]
+
+
+def cube(start, stop, value=1):
+    volume = np.zeros((8, 8, 8), int)
+    volume[start:stop, 2:6, 2:6] = value
+    return volume
+
+
+def test_dice_and_hd95_by_hand(volumes):
+    truth, predicted = cube(1, 5) + cube(6, 8, 2), cube(2, 6) + cube(6, 8, 2)
+    row = scored(volumes, truth, predicted, spacing=(2.0, 1.0, 1.0))
+    assert row["dice_LV"] == pytest.approx(2 * 48 / (64 + 64))
+    assert row["dice_Myo"] == 1
+    assert row["hd95_LV"] == pytest.approx(2.0), "one voxel of 2 mm, in mm"
+    assert row["hd95_Myo"] == 0
+
+
+def test_a_missed_structure_has_dice_0_and_no_distance(volumes):
+    row = scored(volumes, cube(1, 5) + cube(6, 8, 2), cube(1, 5))
+    assert (row["dice_LV"], row["dice_Myo"]) == (1, 0)
+    assert np.isnan(row["hd95_Myo"])
+
+
+def test_a_structure_the_reference_lacks_has_no_score(volumes):
+    row = scored(volumes, cube(1, 5), cube(1, 5) + cube(6, 8, 2))
+    assert row["dice_LV"] == 1
+    assert np.isnan(row["dice_Myo"])
+    assert np.isnan(row["hd95_Myo"])
+
+
+def test_means_leave_out_what_has_no_score():
+    cases = pd.DataFrame({"patient": ["a", "b"], "dice_LV": [0.5, np.nan], "dice_Myo": [0.2, 0.4], "hd95_LV": [3, np.nan]})
+    assert segmentation.summarize(cases) == pytest.approx({"dice_LV": 0.5, "dice_Myo": 0.3, "hd95_LV": 3})
+    assert list(segmentation.case_scores(cases)) == ["patient", "dice_LV", "dice_Myo"]
+
+
+def test_a_better_segmentation_has_a_lower_loss():
+    labels = torch.randint(0, 3, (1, 1, 8, 8, 8), generator=torch.Generator().manual_seed(0))
+    right = 9 * torch.nn.functional.one_hot(labels[:, 0], 3).movedim(-1, 1).float()
+    loss = segmentation.loss_function()
+    assert loss(right, labels) < 0.05 < loss(right.flip(1), labels)
+    assert segmentation.training_metric(right, labels) == 1
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_augmentation_keeps_shapes_and_labels(prepared, task):
+    data = prepared[task]
+    pictures, labels = data.tensors(data.split("train")[:4])
+    moved, moved_labels = tasks.get(task).augment(pictures, labels, torch.Generator().manual_seed(0))
+    assert moved.shape == pictures.shape
+    assert not torch.equal(moved, pictures)
+    assert moved_labels.shape == labels.shape
+    assert moved_labels.dtype == labels.dtype
+    if task == "classification":
+        assert torch.equal(moved_labels, labels)
+    else:
+        assert set(moved_labels.unique().tolist()) == {0, 1, 2}

@@ -1,0 +1,110 @@
+"""The training loop: its bits come from seed, client and round alone, its cases are seen equally often, it fails loud."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedlib import tasks
+from fedlib.config import UserError
+from fedlib.data import PreparedSet
+from fedlib.runs import state_sha256
+from fedlib.training import evaluate, initial_model, learning_rate, stream_seed, train_round
+from tests.helpers import run_config
+
+
+def trained(data, config, client=0, round_number=1):
+    model = initial_model(config, data)
+    train_round(model, data, data.split("train"), config, client, round_number)
+    return state_sha256(model.state_dict())
+
+
+def test_the_bits_do_not_depend_on_the_global_generators(data):
+    config = run_config(data, "centralized")
+    hashes = set()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        hashes.add(trained(data, config))
+    assert len(hashes) == 1
+
+
+def test_seed_client_and_round_each_change_the_bits(images):
+    config, reseeded = run_config(images, "centralized"), run_config(images, "centralized", seed=2)
+    hashes = [trained(images, config), trained(images, config, client=1), trained(images, config, round_number=2)]
+    assert len({*hashes, trained(images, reseeded)}) == 4
+
+
+def test_the_initial_model_comes_from_the_seed_and_leaves_the_global_generator_alone(data):
+    config = run_config(data, "centralized")
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    one = initial_model(config, data)
+    assert torch.equal(torch.rand(1), expected)
+    two, other = initial_model(config, data), initial_model(run_config(data, "federated", seed=9), data)
+    assert state_sha256(one.state_dict()) == state_sha256(two.state_dict()) != state_sha256(other.state_dict())
+
+
+def test_every_case_is_seen_once_an_epoch(data, monkeypatch):
+    config, seen, steps = run_config(data, "centralized", local_epochs=3), [], []
+    read, step = PreparedSet.tensors, torch.optim.AdamW.step
+    monkeypatch.setattr(PreparedSet, "tensors", lambda own, rows: seen.extend(rows) or read(own, rows))
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda own, *given: steps.append(1) or step(own, *given))
+    rows = data.split("train")[1:]
+    done = train_round(initial_model(config, data), data, rows, config, 0, 1)
+    assert sorted(seen) == sorted(np.repeat(rows, 3))
+    assert len(steps) == 3 * -(-len(rows) // config.batch_size)
+    assert done["n"] == len(rows)
+
+
+def test_training_learns(data):
+    config = run_config(data, "centralized", rounds=10, learning_rate=0.01, width=8)
+    model, rows = initial_model(config, data), data.split("train")[:6]
+    losses = [train_round(model, data, rows, config, 0, number)["loss"] for number in range(1, 11)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_loss_that_is_not_finite_names_client_and_round(data):
+    config = run_config(data, "centralized")
+    model = initial_model(config, data)
+    torch.nn.init.constant_(next(model.parameters()), float("nan"))
+    with pytest.raises(UserError, match=r"loss = nan.*client 3.*round 2"):
+        train_round(model, data, data.split("train"), config, 3, 2)
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(images):
+    config = run_config(images, "centralized", rounds=10, learning_rate=0.5)
+    rates = [learning_rate(config, done / 10) for done in range(101)]
+    peak = int(np.argmax(rates))
+    assert rates[peak] == pytest.approx(0.5)
+    assert peak == 10, "a tenth of the run"
+    assert rates[0] == 0
+    assert rates[-1] == pytest.approx(0, abs=1e-12)
+    assert (np.diff(rates[: peak + 1]) > 0).all()
+    assert (np.diff(rates[peak:]) < 0).all()
+
+
+def test_streams_of_neighbours_differ():
+    numbers = [(seed, client, number) for seed in range(3) for client in range(8) for number in range(8)]
+    assert len({stream_seed(*each) for each in numbers}) == len(numbers)
+
+
+def test_evaluation_scores_each_case_once_and_changes_nothing(data):
+    config, task = run_config(data, "centralized"), tasks.get(data.task)
+    model = initial_model(config, data)
+    train_round(model, data, data.split("train"), config, 0, 1)
+    before, rows = state_sha256(model.state_dict()), data.split("train")
+    scores = evaluate(model, data, rows, config)
+    assert state_sha256(model.state_dict()) == before
+    assert scores["case"].tolist() == data.cases.iloc[rows]["case"].tolist()
+    one_by_one = evaluate(model, data, rows, config.model_copy(update={"batch_size": 1}))
+    for metric, value in task.summarize(scores).items():
+        assert task.summarize(one_by_one)[metric] == pytest.approx(value, abs=0.05), "a case's score is its own"
+
+
+def test_half_precision_trains_too(data):
+    config = run_config(data, "centralized", precision="bf16")
+    model = initial_model(config, data)
+    done = train_round(model, data, data.split("train"), config, 0, 1)
+    assert np.isfinite(done["loss"])
+    assert {p.dtype for p in model.parameters()} == {torch.float32}, "weights stay fp32"
