@@ -51,16 +51,16 @@ def run_command_line(app: Any, name: str) -> None:
     import typer
 
     try:
-        raise SystemExit(typer.main.get_command(app).main(prog_name=name, standalone_mode=False))
+        code = typer.main.get_command(app).main(prog_name=name, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         raise SystemExit(2) from None
     except (UserError, click.ClickException) as error:
         typer.echo(f"error: {error.format_message() if isinstance(error, click.ClickException) else error}", err=True)
         raise SystemExit(2) from None
-    except click.Abort:
+    if code == 130:  # what Typer makes of Ctrl-C
         typer.echo("Interrupted. The same command goes on from here.", err=True)
-        raise SystemExit(130) from None
+    raise SystemExit(code)
 
 
 class _Frozen(BaseModel):

@@ -63,7 +63,7 @@ def test_the_seed_alone_decides(example, other_seed):
 
 
 def test_another_seed_deals_other_patients():
-    cases = pd.DataFrame({"patient": [str(n) for n in range(60)]})
+    cases = pd.DataFrame({"patient": [str(n) for n in range(60)], "label": ""})
     one, two = (deal(cases, np.arange(60), 3, "balanced", 1, seed) for seed in (1, 2))
     assert not all(map(np.array_equal, one, two))
 
@@ -74,7 +74,7 @@ def test_unbalanced_shares_fall_by_the_stated_ratio(n_clients, ratio):
     assert wanted.sum() == pytest.approx(1)
     assert wanted[0] / wanted[-1] == pytest.approx(ratio)
     assert np.ptp(wanted[1:] / wanted[:-1]) == pytest.approx(0), "a geometric fall"
-    cases = pd.DataFrame({"patient": [str(n) for n in range(1000)]})
+    cases = pd.DataFrame({"patient": [str(n) for n in range(1000)], "label": ""})
     sizes = [len(own) for own in deal(cases, np.arange(1000), n_clients, "unbalanced", ratio, 0)]
     assert np.abs(np.array(sizes) - 1000 * wanted).max() <= 1
 
