@@ -22,6 +22,8 @@ from fedlib.runs import Run
 
 COLOURS = dict(zip(("balanced", "unbalanced", "none"), sns.color_palette("colorblind", 3), strict=True))
 STRUCTURE_COLOURS = ("#ffb000", "#1fa8ff")
+PLANES = ("slice", "across the slices")
+"""Axial and coronal in CT; short-axis MRI is neither, so no such name is printed."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,11 @@ def _volume_gallery(data: PreparedSet, columns: int) -> Picture:
     rows = data.split("train")[:columns]
     figure, axes = _grid(2, columns, 1.9)
     for column, row in enumerate(rows):
-        for axis, plane in zip(axes[:, column], ("axial", "coronal"), strict=True):
+        for axis, plane in zip(axes[:, column], PLANES, strict=True):
             _slice(axis, data, row, plane, [data.labels[row]])
-    for axis, plane in zip(axes[:, 0], ("axial", "coronal"), strict=True):
+    for axis, plane in zip(axes[:, 0], PLANES, strict=True):
         axis.set_ylabel(plane)
-    alt = f"{data.manifest['title']}: axial and coronal slices of {len(rows)} training volumes; {_outline_words()}."
+    alt = f"{data.manifest['title']}: a slice, and a cut across the slices, of {len(rows)} training volumes; {_outline_words()}."
     return _picture(figure, alt)
 
 
@@ -158,12 +160,12 @@ def contours(data: PreparedSet, predictions: dict[str, np.ndarray], rows: np.nda
     """True outlines beside predicted ones. `predictions` maps a title to label volumes (len(rows), X, Y, Z)."""
     figure, axes = _grid(1 + len(predictions), len(rows), 2.0)
     for column, row in enumerate(rows):
-        _slice(axes[0, column], data, row, "axial", [data.labels[row]])
+        _slice(axes[0, column], data, row, PLANES[0], [data.labels[row]])
         for line, predicted in enumerate(predictions.values(), 1):
-            _slice(axes[line, column], data, row, "axial", [predicted[column]])
+            _slice(axes[line, column], data, row, PLANES[0], [predicted[column]])
     for axis, title in zip(axes[:, 0], ["expert" if not data.manifest["synthetic"] else "truth", *predictions], strict=True):
         axis.set_ylabel(title, fontsize=9)
-    return _picture(figure, f"Axial slices of {len(rows)} test volumes, true and predicted outlines; {_outline_words()}.")
+    return _picture(figure, f"Slices of {len(rows)} test volumes, true and predicted outlines; {_outline_words()}.")
 
 
 def comparison(table: pd.DataFrame) -> Picture:
@@ -225,7 +227,7 @@ def _line(config: RunConfig) -> dict:
 
 def _slice(axis: plt.Axes, data: PreparedSet, row: int, plane: str, outlines: list[np.ndarray]) -> None:
     """Draw the slice with the largest true outline, radiological convention: the patient's right is on the left."""
-    across = 2 if plane == "axial" else 1
+    across = 2 if plane == PLANES[0] else 1
     truth = data.labels[row] > 0
     index = int(truth.sum(axis=tuple({0, 1, 2} - {across})).argmax())
     spacing = data.spacing_mm
