@@ -68,8 +68,8 @@ def _volume_gallery(data: PreparedSet, columns: int) -> Picture:
             _slice(axis, data, row, plane, [data.labels[row]])
     for axis, plane in zip(axes[:, 0], PLANES, strict=True):
         axis.set_ylabel(plane)
-    alt = f"{data.manifest['title']}: a slice, and a cut across the slices, of {len(rows)} training volumes; {_outline_words()}."
-    return _picture(figure, alt)
+    what = f"a slice, and a cut across the slices, of {len(rows)} training volumes"
+    return _picture(figure, f"{data.manifest['title']}: {what}; {_outline_words()}.")
 
 
 def intensities(data: PreparedSet) -> Picture:
