@@ -17,8 +17,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# Two notebooks at a time, a core each: these models are too small to keep two cores busy alone.
 study: $(READY)  ## both tasks on synthetic images, then open reports/quick/index.html
-	$(BIN)/python -m fedlib study
+	$(BIN)/python -m fedlib study --jobs 2
 
 test: $(READY)  ## what must hold before a commit (a few minutes)
 	$(PYTEST) -m "not slow"
