@@ -16,7 +16,7 @@ from fedlib import tasks
 from fedlib.config import RunConfig
 from fedlib.data import PreparedSet
 from fedlib.engines import run_federation
-from fedlib.partition import deal
+from fedlib.partition import clients_of
 from fedlib.runs import Run, RunRecord, RunStore, provenance, state_sha256
 from fedlib.training import device, evaluate, initial_model, train_round
 
@@ -79,14 +79,6 @@ def predict(run: Run, data: PreparedSet, rows: np.ndarray) -> np.ndarray:
     model = load_model(run, data).eval()
     images, _ = data.tensors(rows)
     return model(images.to(device())).argmax(1).cpu().numpy()
-
-
-def clients_of(config: RunConfig, data: PreparedSet) -> list[np.ndarray]:
-    """Training rows of each client of a run; all of them with one client when it is centralized."""
-    train = data.split("train")
-    if config.mode == "centralized":
-        return [train]
-    return deal(data.cases, train, config.n_clients, config.partition, config.unbalance_ratio, config.seed)
 
 
 def _train_apart(config: RunConfig, data: PreparedSet, record: RunRecord) -> None:

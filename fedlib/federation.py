@@ -20,7 +20,7 @@ from flwr.serverapp.strategy import FedAvg
 from fedlib import tasks
 from fedlib.config import RunConfig
 from fedlib.data import open_prepared
-from fedlib.partition import deal
+from fedlib.partition import clients_of
 from fedlib.runs import RunRecord
 from fedlib.training import evaluate, initial_model, train_round
 
@@ -149,5 +149,4 @@ def _model(config: RunConfig, folder: Path) -> torch.nn.Module:
 
 @functools.lru_cache(maxsize=1)
 def _clients(config: RunConfig, folder: Path):
-    data = open_prepared(folder)
-    return deal(data.cases, data.split("train"), config.n_clients, config.partition, config.unbalance_ratio, config.seed)
+    return clients_of(config, open_prepared(folder))

@@ -7,8 +7,8 @@ fall geometrically from the first client to the last, so that the first holds `u
 import numpy as np
 import pandas as pd
 
-from fedlib.config import UserError
-from fedlib.data import deal_groups
+from fedlib.config import RunConfig, UserError
+from fedlib.data import PreparedSet, deal_groups
 
 
 def shares(n_clients: int, partition: str, unbalance_ratio: float) -> np.ndarray:
@@ -40,6 +40,14 @@ def deal(
         owner |= deal_groups(sizes, fractions, rng)
     client_of = dealt["patient"].map(owner).to_numpy()
     return [np.sort(dealt["row"].to_numpy()[client_of == client]) for client in range(n_clients)]
+
+
+def clients_of(config: RunConfig, data: PreparedSet) -> list[np.ndarray]:
+    """Training rows of each client of a run; all of them with one client when it is centralized."""
+    train = data.split("train")
+    if config.mode == "centralized":
+        return [train]
+    return deal(data.cases, train, config.n_clients, config.partition, config.unbalance_ratio, config.seed)
 
 
 def table(cases: pd.DataFrame, clients: list[np.ndarray]) -> pd.DataFrame:

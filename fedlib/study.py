@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from fedlib.config import ROOT, RunConfig, StudyConfig, UserError
 from fedlib.data import PreparedSet, find_prepared, open_prepared
-from fedlib.experiment import clients_of
+from fedlib.partition import clients_of
 from fedlib.report import missing_runs, remember_study, render_notebook, write_index
 from fedlib.runs import RunStore
 

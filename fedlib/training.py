@@ -7,7 +7,7 @@ bit, the centralized run.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -21,8 +21,6 @@ from fedlib.data import PreparedSet, batches
 WARM_UP = 0.1
 """Share of the run over which the learning rate rises (*chosen*)."""
 WEIGHT_DECAY = 0.01
-
-Progress = Callable[[str], None]
 
 
 def device() -> torch.device:
