@@ -41,7 +41,8 @@ format: $(READY)  ## put code and notebooks in style
 	$(BIN)/nbstripout notebooks/*.ipynb
 
 bench: $(READY)  ## speed, as ratios measured side by side; writes reports/bench/
-	$(BIN)/python tests/bench/bench.py
+	$(BIN)/python tests/bench/federation.py
+	$(BIN)/python tests/bench/preparation.py
 
 lock: $(READY)  ## write the versions of this environment into constraints.txt
 	@(head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//') > constraints.tmp

@@ -1,21 +1,37 @@
 """python -m data_prep SOURCE --input FOLDER_OR_ZIP --out DIR: make a prepared set."""
 
+from dataclasses import replace
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from data_prep import sources
-from data_prep.mmwhs import Settings
+from data_prep.cardiac import Settings
+from data_prep.duplicates import NEAR_BITS
+from data_prep.pipeline import CORES
 from fedlib.config import UserError, run_command_line
 from fedlib.data import PreparedSet
 
 HELP = """Turn raw images into a prepared set that the study trains on.
 
-The set appears at --out whole or not at all: arrays, cases.csv (split by patient), qc.csv (rejected cases), manifest.json.
+The set appears at --out whole or not at all: arrays, cases.csv (patients and duplicates within one split), qc.csv (what was
+rejected and why), duplicates.csv, manifest.json. Interrupted, the same command goes on; what did not change is not read
+again. Sources, licences, sizes and times: data_prep/README.md.
+
 Then: python -m fedlib study --task ... --data DIR
 """
+
+CARDIAC_HELP = {
+    "mmwhs": "Cardiac volumes in pairs *_image.nii.gz and *_label.nii.gz, with label values for LV and myocardium.\n\n"
+    "Thick slices (short-axis MRI, say): --modality mr --spacing 2.5,2.5,6 --size 64,64,16",
+    "totalsegmentator": "TotalSegmentator: a folder a case, with ct.nii.gz and segmentations/<structure>.nii.gz.\n\n"
+    "Many of its scans show no whole heart: --on-bad skip lists them in qc.csv.",
+    "msd": "The layout of the Medical Segmentation Decathlon and of nnU-Net: imagesTr, labelsTr, dataset.json.\n\n"
+    "--lv and --myo are names in dataset.json, or values.",
+}
 
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
@@ -34,19 +50,37 @@ class Modality(StrEnum):
     mr = "mr"
 
 
-Input = Annotated[Path, typer.Option("--input", help="Folder or zip with the raw images.")]
-Out = Annotated[Path, typer.Option(help="Folder of the prepared set; must be new.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the prepared set that is there.")]
+class Crop(StrEnum):
+    """Where the window is put."""
+
+    heart = "heart"
+    centre = "centre"
+
+
+def _defaults(settings: Settings) -> str:
+    spacing, size = (",".join(f"{value:g}" for value in values) for values in (settings.spacing_mm, settings.size))
+    return (
+        f"Defaults: --spacing {spacing} --size {size} --modality {settings.modality} --crop {settings.crop} "
+        f"--margin {settings.margin_mm:g} --max-loss {settings.max_loss:g} --lv {settings.lv} --myo {settings.myo}"
+    )
+
+
+Input = Annotated[Path, typer.Option("--input", help="Folder or zip with the raw images; a zip is not unpacked.")]
+Out = Annotated[Path, typer.Option(help="Folder of the prepared set.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace or update the prepared set that is there.")]
 Bad = Annotated[OnBad, typer.Option(help="At a case that cannot be used: stop, or skip it and list it in qc.csv.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the splits and, for phantoms, of the images.")]
+Near = Annotated[int, typer.Option(min=0, max=64, help="Bits of 256 in which the hashes of near-duplicates may differ.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Cases read at a time.")]
 Raw = Annotated[Path | None, typer.Option(help="Keep the raw files, in the layout of the real data, in this new folder.")]
+Side = Annotated[int, typer.Option(min=16, help="Side of a prepared image in pixels.")]
 
 
 @app.command("synthetic-cxr")
 def synthetic_cxr(
     out: Out,
-    cases: Annotated[int, typer.Option(min=12, help="Number of images, a quarter in each class.")] = 1000,
-    size: Annotated[int, typer.Option(min=16, help="Side of a prepared image in pixels.")] = 64,
+    cases: Annotated[int, typer.Option(min=20, help="Number of images, a quarter in each class.")] = 1000,
+    size: Side = 64,
     seed: Seed = 0,
     keep_raw: Raw = None,
     overwrite: Overwrite = False,
@@ -72,64 +106,134 @@ def synthetic_cardiac(
 def class_folders(
     source: Input,
     out: Out,
-    size: Annotated[int, typer.Option(min=16, help="Side of a prepared image in pixels.")] = 224,
+    size: Side = 224,
     where: Annotated[str | None, typer.Option(help="Keep rows of manifest.csv with this value, as in mini=1.")] = None,
     seed: Seed = 0,
+    near: Near = NEAR_BITS,
     on_bad: Bad = OnBad.stop,
     overwrite: Overwrite = False,
+    jobs: Jobs = CORES,
 ) -> None:
-    """Images in one folder a class: <CLASS>/*.png or <CLASS>/images/*.png, PNG or JPEG.
+    """Images in one folder a class: <CLASS>/*.png or <CLASS>/images/*.png; PNG, JPEG or DICOM.
 
-    A manifest.csv beside the folders (file, class, patient, dup_group) keeps patients and duplicates within one split;
-    without it every image is taken as a patient of its own.
+    A manifest.csv beside the folders (file, class, and perhaps patient, dup_group, split) keeps patients and duplicates
+    within one split; without it a folder inside the class is a patient, and so is every image that lies in none.
     """
-    _tell(sources.prepare_class_folders(source, out, size, where, seed=seed, on_bad=on_bad.value, overwrite=overwrite))
+    options = _options(seed, near, on_bad, overwrite, jobs)
+    _tell(sources.prepare_class_folders(source, out, size, where, **options))
 
 
-@app.command("mmwhs")
-def mmwhs(
+@app.command("covid19-radiography")
+def covid19_radiography(
     source: Input,
     out: Out,
-    spacing: Annotated[str, typer.Option(help="Voxel size in mm: right-left, front-back, feet-head.")] = "2,2,2",
-    size: Annotated[str, typer.Option(help="Voxels kept around the centre, along the same axes.")] = "96,96,96",
-    modality: Annotated[Modality, typer.Option(help="ct: a window in Hounsfield units; mr: percentiles.")] = Modality.ct,
-    lv_value: Annotated[int, typer.Option(help="Label value of the LV blood pool.")] = 500,
-    myo_value: Annotated[int, typer.Option(help="Label value of the myocardium.")] = 205,
+    size: Side = 224,
+    subset: Annotated[bool, typer.Option("--subset", help="Accept other counts than the published ones.")] = False,
     seed: Seed = 0,
+    near: Near = NEAR_BITS,
     on_bad: Bad = OnBad.stop,
     overwrite: Overwrite = False,
+    jobs: Jobs = CORES,
 ) -> None:
-    """Cardiac volumes in pairs *_image.nii.gz and *_label.nii.gz, with label values for LV and myocardium.
+    """The COVID-19 Radiography Database as Kaggle gives it: four classes, 21,165 PNGs, tables of where each came from."""
+    options = _options(seed, near, on_bad, overwrite, jobs)
+    _tell(sources.prepare_covid19_radiography(source, out, size, subset, **options))
 
-    Thick slices (short-axis MRI, say): --modality mr --spacing 2.5,2.5,6 --size 64,64,16
+
+def cardiac(
+    context: typer.Context,
+    source: Input,
+    out: Out,
+    spacing: Annotated[str | None, typer.Option(help="Voxel size in mm: right-left, front-back, feet-head.")] = None,
+    size: Annotated[str | None, typer.Option(help="Voxels of the window, along the same axes; multiples of 8.")] = None,
+    modality: Annotated[Modality | None, typer.Option(help="ct: Hounsfield units; mr: percentiles of a volume.")] = None,
+    window: Annotated[str | None, typer.Option(help="Intensities that become black and white, as in -160,440.")] = None,
+    crop: Annotated[Crop | None, typer.Option(help="The window lies around LV and Myo, or in the volume's middle.")] = None,
+    margin: Annotated[float | None, typer.Option(min=0, help="With --crop heart: mm around both that must fit.")] = None,
+    max_loss: Annotated[float | None, typer.Option(min=0, max=1, help="Share of its volume a structure may lose.")] = None,
+    lv: Annotated[str | None, typer.Option(help="Label value or name of the LV; commas merge several.")] = None,
+    myo: Annotated[str | None, typer.Option(help="Label value or name of the myocardium; the same.")] = None,
+    seed: Seed = 0,
+    near: Near = NEAR_BITS,
+    on_bad: Bad = OnBad.stop,
+    overwrite: Overwrite = False,
+    jobs: Jobs = CORES,
+) -> None:
+    """Prepare one of sources.CARDIAC: the command's own name says which; what is not given is that source's default."""
+    given = {
+        "spacing_mm": _numbers("--spacing", spacing, 3, positive=True),
+        "size": _numbers("--size", size, 3, positive=True, multiple=8),
+        "modality": modality and modality.value,
+        "window": _numbers("--window", window, 2, rising=True),
+        "crop": crop and crop.value,
+        "margin_mm": _finite("--margin", margin),
+        "max_loss": _finite("--max-loss", max_loss),
+        "lv": lv,
+        "myo": myo,
+    }
+    stated = {name: value for name, value in given.items() if value is not None}
+    settings = replace(sources.CARDIAC[context.info_name].DEFAULTS, **stated)
+    options = _options(seed, near, on_bad, overwrite, jobs)
+    _tell(sources.prepare_cardiac(context.info_name, source, out, settings, **options))
+
+
+for name, text in CARDIAC_HELP.items():
+    app.command(name, help=f"{text}\n\n{_defaults(sources.CARDIAC[name].DEFAULTS)}")(cardiac)
+
+
+@app.command("download")
+def download(
+    source: str,
+    to: Annotated[Path, typer.Option(help="Folder to download into; what is there already is gone on with.")],
+) -> None:
+    """Fetch a public source, or say the steps by hand where its owners ask for an agreement.
+
+    SOURCE is covid19-radiography, totalsegmentator, mmwhs or msd.
     """
-    settings = Settings(
-        spacing_mm=_three("--spacing", spacing, float),
-        size=_three("--size", size, int),
-        modality=modality.value,
-        lv_value=lv_value,
-        myo_value=myo_value,
-    )
-    _tell(sources.prepare_mmwhs(source, out, settings, seed=seed, on_bad=on_bad.value, overwrite=overwrite))
+    from data_prep.download import download as fetch  # here: needs the extra `download`
+
+    typer.echo(f"next: python -m data_prep {source} --input {fetch(source, to)} --out DIR")
 
 
-def _three(option: str, text: str, kind: type) -> tuple:
+def _options(seed: int, near: int, on_bad: OnBad, overwrite: bool, jobs: int) -> dict:
+    return {"seed": seed, "near_bits": near, "on_bad": on_bad.value, "overwrite": overwrite, "jobs": jobs}
+
+
+def _numbers(
+    option: str, text: str | None, count: int, positive: bool = False, multiple: int | None = None, rising: bool = False
+) -> tuple[float, ...] | None:
+    """The numbers in a text such as `2,2,6`; whole ones with `multiple`; None if nothing was given."""
+    if text is None:
+        return None
     try:
-        values = tuple(kind(part) for part in text.split(","))
+        values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = ()
-    if len(values) != 3 or min(values) <= 0:
-        raise UserError(f"{option} {text}: expected three positive numbers, as in 2,2,5")
-    if kind is int and any(value % 8 for value in values):
-        raise UserError(f"{option} {text}: expected multiples of 8: the 3D U-Net halves a volume three times")
-    return values
+    if len(values) != count or not all(map(isfinite, values)) or positive and min(values) <= 0:
+        kind = "positive numbers" if positive else "numbers"
+        raise UserError(f"{option} {text}: expected {count} {kind} with commas between")
+    if rising and values[0] >= values[-1]:
+        raise UserError(f"{option} {text}: expected the smaller number first")
+    if multiple and any(value % multiple for value in values):
+        raise UserError(f"{option} {text}: expected multiples of {multiple}: the 3D U-Net halves a volume three times")
+    return tuple(map(int, values)) if multiple else values
+
+
+def _finite(option: str, value: float | None) -> float | None:
+    if value is not None and not isfinite(value):
+        raise UserError(f"{option} {value}: expected a finite number")
+    return value
 
 
 def _tell(prepared: PreparedSet) -> None:
-    cases = prepared.cases
+    cases, counts = prepared.cases, prepared.manifest["counts"]
     typer.echo(f"{prepared.manifest['title']}: {len(cases)} cases, {'x'.join(map(str, prepared.images.shape[1:]))}, uint8")
-    counts = cases.groupby(["label", "split"] if prepared.task == "classification" else ["split"]).size()
-    typer.echo((counts.unstack(0) if prepared.task == "classification" else counts.to_frame("cases")).to_string())
+    splits = cases.groupby(["label", "split"] if prepared.task == "classification" else ["split"]).size()
+    typer.echo((splits.unstack(0) if prepared.task == "classification" else splits.to_frame("cases")).to_string())
+    for structure in prepared.classes[1:] if prepared.task == "segmentation" else ():
+        kept = cases[f"{structure}_ml_prepared"] / cases[f"{structure}_ml"]
+        typer.echo(f"{structure}: {kept.median():.1%} of its volume kept (median; worst {kept.min():.1%})")
+    typer.echo(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()))
     typer.echo(f"fingerprint {prepared.fingerprint[:12]}; written to {prepared.folder}")
 
 

@@ -1,45 +1,55 @@
-"""Images in one folder a class: the layout of the COVID-19 Radiography Database and of most other collections.
+"""Images in one folder a class, with or without a table of patients and duplicates.
 
-<CLASS>/*.png   or   <CLASS>/images/*.png          (png, jpg, jpeg; folders named `masks` are left alone)
-manifest.csv    optional: file, class, patient, dup_group, and any other columns, which are kept
+<CLASS>/ill-1.png   <CLASS>/images/ill-1.png   <CLASS>/<patient>/.../view-1.dcm      PNG, JPEG, DICOM
+manifest.csv        optional: file, class, patient, dup_group, split, and any other columns, which are kept
+
+A folder `images` is passed through, `mask` and `masks` are left alone, and so are files of other kinds. Suffixes are taken
+in upper and lower case; a file without any counts as DICOM. With a manifest only the listed files are taken.
 """
 
-from pathlib import Path
+from io import StringIO
+from pathlib import PurePosixPath
+from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
 
-from data_prep.pipeline import Case, Loader, natural_key
+from data_prep.cases import Case, Loaded, Loader
+from data_prep.files import Files
+from data_prep.radiographs import PERCENTILES, header_columns, read_grey, squared
 from fedlib.config import UserError
+from fedlib.data import SPLITS
 
 TASK = "classification"
-SUFFIXES = {".png", ".jpg", ".jpeg"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}
+NO_IMAGES = {"DICOMDIR", "LICENSE", "README", "VERSION"}
+"""Files without a suffix that are no images."""
+KNOWN = ("file", "class", "patient", "dup_group", "split")
+RESERVED = {"case", "label"}
+"""Columns that cases.csv fills itself."""
 
 
-def find_cases(folder: Path, where: str | None = None) -> list[Case]:
-    """List the images of every class, with patients and duplicate groups if manifest.csv states them.
+def find_cases(files: Files, where: str | None = None) -> list[Case]:
+    """List the images of every class, with patients, duplicate groups and splits if manifest.csv states them.
 
-    `where`, as in `mini=1`, keeps the rows of manifest.csv with that value. Without a manifest every image is taken as a
-    patient of its own. Raises UserError when there are fewer than two classes, or a listed file is not there.
+    `where`, as in `mini=1`, keeps the rows of manifest.csv with that value. Without a manifest the first folder inside the
+    class is the patient, and images that lie in no such folder are patients of their own (`patient` equals `case`).
+    Raises UserError when there are fewer than two classes, or the manifest cannot be used or lists a file that is not there.
     """
-    manifest = folder / "manifest.csv"
-    if manifest.exists():
-        cases = _from_manifest(manifest, where)
+    beside = [*files.stamps, *files.unsafe]
+    manifest = next((name for name in beside if name.lower() == "manifest.csv"), None)
+    if manifest:
+        cases = _from_manifest(files, manifest, where)
     elif where:
-        raise UserError(f"--where {where}: needs {manifest}, which does not exist")
+        raise UserError(f"--where {where}: needs {files.where('manifest.csv')}, which does not exist")
     else:
-        cases = _from_folders(folder)
-    classes = {case.label for case in cases}
+        cases = _from_folders(files)
+    classes = class_names(cases)
     if len(classes) < 2:
-        raise UserError(f"--input {folder}: {len(classes)} class folders with images, expected at least 2")
+        found = f" ({classes[0]})" if classes else ""
+        raise UserError(f"--input {files.where('')}: {len(classes)} class folders with images{found}, expected at least 2")
     return cases
-
-
-def loader(cases: list[Case], size: int) -> Loader:
-    """A loader for `prepare`: uint8 images (1, size, size) and the index of the class among the sorted names."""
-    index = {name: number for number, name in enumerate(class_names(cases))}
-    return lambda case: (read_image(case.image, size)[np.newaxis], index[case.label], {})
 
 
 def class_names(cases: list[Case]) -> list[str]:
@@ -47,59 +57,137 @@ def class_names(cases: list[Case]) -> list[str]:
     return sorted({case.label for case in cases})
 
 
-def read_image(path: Path, size: int) -> np.ndarray:
-    """Read an image as uint8 grey (size, size): 8 or 16 bit, colour or palette, padded to a square with black.
+def loader(cases: list[Case], size: int) -> Loader:
+    """A loader: uint8 images (1, size, size), the index of the class among the sorted names, and columns.
 
-    Raises UserError when it cannot be read.
+    Those are the `shape` in pixels and, as far as a DICOM header states them, age, sex, view, manufacturer and patient (only
+    the loader sees headers: finding cases reads no images). The pipeline takes `patient` where neither manifest nor folder
+    named one.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I"):  # 16 bit, which PIL would clip to 8
-                image = Image.fromarray((np.asarray(image, np.uint16) >> 8).astype(np.uint8))
-            grey = image.convert("RGB").convert("L") if image.mode != "L" else image.copy()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: unreadable image ({error}); expected a PNG or JPEG") from None
-    return np.asarray(ImageOps.pad(grey, (size, size), Image.Resampling.BILINEAR))  # PIL smooths before it shrinks
+    index = {name: number for number, name in enumerate(class_names(cases))}
+
+    def load(case: Case, contents: list[bytes]) -> Loaded:
+        columns = header_columns(case.image, contents[0])
+        grey = read_grey(case.image, contents[0])
+        columns["shape"] = f"{grey.width}x{grey.height}"
+        return squared(grey, size)[np.newaxis], index[case.label], columns
+
+    return load
 
 
-def _from_folders(folder: Path) -> list[Case]:
+def choices(size: int) -> list[dict[str, Any]]:
+    """What was chosen and why, for manifest.json: rows with setting, value, reason, label."""
+    percentiles = f"percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g}"
+    told = {
+        "size": (size, "pixels a side; 224 is the size most classifiers of the literature were made for"),
+        "shape": ("padded to a square with black", "nothing is cut off, and nothing is stretched"),
+        "interpolation": ("bilinear, smoothed before it shrinks", "fine lines fade and leave no false patterns"),
+        "grey values": (
+            f"the header's window, else {percentiles}",
+            "of more than 8 bits; 12 bits stored in 16 stay visible",
+        ),
+    }
+    return [{"setting": key, "value": value, "reason": why, "label": "chosen"} for key, (value, why) in told.items()]
+
+
+def _from_folders(files: Files) -> list[Case]:
     cases = []
-    for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
-        images = class_folder / "images" if (class_folder / "images").is_dir() else class_folder
-        files = [file for file in images.iterdir() if file.suffix.lower() in SUFFIXES]
-        for file in sorted(files, key=lambda file: natural_key(file.name)):
-            name = f"{class_folder.name}/{file.stem}"
-            cases.append(Case(case=name, patient=name, image=file, label=class_folder.name))
+    for name in filter(_is_image, files.stamps):
+        *folders, file = (part for part in name.split("/") if part.lower() != "images")
+        if not folders or any(part.lower() in {"mask", "masks"} for part in folders):
+            continue
+        if folders[0].lower() in SPLITS:
+            raise UserError(
+                f"{files.where(name)}: a split where a class is expected; "
+                "expected one folder a class, or a manifest.csv with file, class, split"
+            )
+        case = "/".join([*folders, _stem(file)])
+        cases.append(Case(case, patient=folders[1] if len(folders) > 1 else case, image=name, label=folders[0]))
     return cases
 
 
-def _from_manifest(manifest: Path, where: str | None) -> list[Case]:
-    try:
-        table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
-    except ValueError as error:  # pandas' own kinds: no columns, ragged rows, not text
-        raise UserError(f"{manifest}: not a table ({error}); expected columns file, class[, patient, dup_group]") from None
-    if missing := {"file", "class"} - set(table.columns):
-        raise UserError(f"{manifest}: no column {', '.join(sorted(missing))}; expected file, class[, patient, dup_group]")
+def _is_image(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix.lower() in SUFFIXES or (not path.suffix and path.name.upper() not in NO_IMAGES)
+
+
+def _stem(name: str) -> str:
+    """Without the suffix, if it is one of ours: `1.2.840.15` is a whole name."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in SUFFIXES else name
+
+
+def _from_manifest(files: Files, manifest: str, where: str | None) -> list[Case]:
+    table = _table(files, manifest)
     if where:
         column, _, value = where.partition("=")
         if column not in table.columns:
-            known = ", ".join(table.columns)
-            raise UserError(f"--where {where}: no column {column!r} in {manifest}; expected one of {known}")
+            raise UserError(
+                f"--where {where}: no column {column!r} in {files.where(manifest)}; "
+                f"expected one of {', '.join(table.columns)}"
+            )
         table = table[table[column] == value]
-    known = {"file", "class", "patient", "dup_group"}
+        if table.empty:
+            raise UserError(f"--where {where}: no such row in {files.where(manifest)}; expected at least one")
+    table = table.assign(file=_matched(files, manifest, list(table["file"])))
     cases = []
     for row in table.to_dict("records"):
-        image, name = manifest.parent / row["file"], str(Path(row["file"]).with_suffix(""))
-        if not image.exists():
-            raise UserError(f"{manifest}: lists {row['file']}, which does not exist")
-        cases.append(
-            Case(
-                case=name,
-                patient=row.get("patient") or name,
-                image=image,
-                label=row["class"],
-                dup_group=row.get("dup_group", ""),
-                columns={key: value for key, value in row.items() if key not in known},
-            )
-        )
+        image, name = row["file"], _stem(row["file"])
+        if not row["class"]:
+            raise UserError(f"{files.where(manifest)}: no class for {image}; expected a name")
+        if (split := row.get("split", "")) not in ("", *SPLITS):
+            raise UserError(f"{files.where(manifest)}: split {split!r} for {image}; expected {', '.join(SPLITS)} or nothing")
+        more = {column: value for column, value in row.items() if column not in KNOWN}
+        patient, dup_group = row.get("patient") or name, row.get("dup_group", "")
+        cases.append(Case(name, patient, image, row["class"], dup_group=dup_group, split=split, columns=more))
     return cases
+
+
+def _table(files: Files, manifest: str) -> pd.DataFrame:
+    """The manifest as text: UTF-8 with or without a mark at its start, separated by commas or semicolons."""
+    where, expected = files.where(manifest), "expected columns file, class[, patient, dup_group, split]"
+    content = _content(files, manifest)
+    head = content.split(b"\n", 1)[0]
+    separator = ";" if b";" in head and b"," not in head else ","
+    try:
+        text = content.decode("utf-8-sig")
+        table = pd.read_csv(StringIO(text), sep=separator, dtype=str, keep_default_na=False)
+    except ValueError as error:  # pandas' own kinds: no columns, ragged rows, not text
+        raise UserError(f"{where}: not a table ({' '.join(str(error).split())}); {expected}, in UTF-8") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much for row names
+        raise UserError(f"{where}: its rows have more fields than it has columns; {expected}")
+    if missing := {"file", "class"} - set(table.columns):
+        raise UserError(f"{where}: no column {', '.join(sorted(missing))}; {expected}")
+    if taken := RESERVED & set(table.columns):
+        raise UserError(f"{where}: column {', '.join(sorted(taken))} is one that cases.csv fills itself; rename it")
+    if table.empty:
+        raise UserError(f"{where}: lists no files; expected a row an image")
+    return table
+
+
+def _content(files: Files, name: str) -> bytes:
+    if reason := files.unsafe.get(name):
+        raise UserError(f"{files.where(name)}: {reason}")
+    return files.read(name)
+
+
+def _matched(files: Files, manifest: str, listed: list[str]) -> list[str]:
+    """The names in `files` of the listed ones, which may spell their umlauts another way (macOS does in its zips)."""
+    known = {normalize("NFC", name): name for name in files.stamps}
+    found, missing = {}, []
+    for file in listed:
+        if "\\" in file:
+            raise UserError(f"{files.where(manifest)}: lists {file}; expected / between folders")
+        name = normalize("NFC", str(PurePosixPath(file)))
+        if reason := files.unsafe.get(name):
+            raise UserError(f"{files.where(manifest)}: lists {file}: {reason}")
+        if name in found:
+            raise UserError(f"{files.where(manifest)}: lists {file} twice; expected a row an image")
+        found[name] = known.get(name)
+        if not found[name]:
+            missing.append(file)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        are = "do" if more else "does"
+        raise UserError(f"{files.where(manifest)}: lists {missing[0]}{more}, which {are} not exist")
+    return list(found.values())

@@ -1,164 +1,250 @@
-"""From raw images to a prepared set: find the cases, load each, deal them to splits, write. One way for every source."""
+"""From raw files to a prepared set: read each case, find duplicates, deal the splits, write. One way for every source."""
 
-import re
+import hashlib
+import json
+import os
+import shutil
 import sys
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+import torch
 from tqdm import tqdm
 
+from data_prep.cases import Case, Loader
+from data_prep.duplicates import NEAR_BITS, contradicting, find_pairs, hashes, name_groups
+from data_prep.files import Files, natural_key
+from data_prep.splits import FRACTIONS, assign_splits
+from data_prep.writer import PreparedWriter
 from fedlib.config import UserError
-from fedlib.data import SPLITS, PreparedSet, PreparedWriter, deal_groups
+from fedlib.data import ARRAYS, VERIFIED, PreparedSet, open_prepared
 
-FRACTIONS = (0.6, 0.1, 0.3)
-"""Train, val, test (*chosen*): a large test split, since the study's question is about differences."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One image or volume, found but not yet read."""
-
-    case: str
-    patient: str
-    image: Path
-    label: str = ""
-    """Class name (classification)."""
-    label_file: Path | None = None
-    """Label volume (segmentation)."""
-    dup_group: str = ""
-    """Cases with the same text here are duplicates of each other; empty: none known."""
-    columns: dict[str, Any] = field(default_factory=dict)
-    """What else the source says of the case; kept in cases.csv."""
-
-
-Loader = Callable[[Case], tuple[np.ndarray, np.ndarray | int, dict[str, Any]]]
-"""Reads a case: uint8 image (1, ...), class index or uint8 label volume, and more columns for cases.csv."""
+READER = 1
+"""Raised when the same settings give other arrays: what an older reader prepared is then read again."""
+HASHES = ("sha256", "phash")
+OWN = {*ARRAYS, "cases.csv", "qc.csv", "duplicates.csv", "journal.jsonl", "manifest.json", VERIFIED}
+"""What a prepared set consists of; a folder with anything else is never replaced."""
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare(
+    files: Files,
     cases: list[Case],
     load: Loader,
     out: Path,
     manifest: dict[str, Any],
+    *,
     seed: int = 0,
+    near_bits: int = NEAR_BITS,
     on_bad: Literal["stop", "skip"] = "stop",
     overwrite: bool = False,
+    jobs: int = CORES,
 ) -> PreparedSet:
-    """Load all cases into a prepared set at `out`, split by patient and duplicate group, stratified by class.
+    """Read all cases into a prepared set at `out`; patients and duplicates within one split, stratified by class.
+
+    Streams: memory holds a few cases a thread, and a journal entry of each. After an interruption the same call goes on;
+    cases whose files did not change are not read again; a set that is up to date already is opened and returned.
 
     Raises UserError at the first case that cannot be used or, with `on_bad="skip"`, lists it in qc.csv and goes on.
     """
-    check_out(out, overwrite)
-    rejected: list[dict[str, str]] = []
-    with PreparedWriter(out) as writer:
-        for case in progress(cases, f"preparing {out.name}", "case"):
-            try:
-                image, label, columns = load(case)
-            except UserError as error:
-                if on_bad == "stop":
-                    raise UserError(f"{error} (--on-bad skip leaves such cases out and lists them in qc.csv)") from None
-                rejected.append({"file": str(case.image), "reason": str(error)})
-                continue
-            own = {"case": case.case, "patient": case.patient, "label": case.label, "dup_group": case.dup_group}
-            writer.add(own | case.columns | columns, image, label)
-        if not writer.rows:
-            raise UserError(f"{out.name}: none of {len(cases)} cases can be used; the first: {rejected[0]['reason']}")
-        table = assign_splits(pd.DataFrame(writer.rows), seed)
-        return writer.finish(manifest, table, pd.DataFrame(rejected, columns=["file", "reason"]))
+    keyed = _keyed(files, cases)
+    reading = {"reader": READER} | {name: manifest[name] for name in ("source", "classes", "recipe", "synthetic")}
+    dealing = {"seed": seed, "fractions": FRACTIONS, "near_bits": near_bits}
+    made_from = _digest([reading, dealing, on_bad, files.unsafe, [(key, repr(case)) for key, case in keyed.items()]])
+    if _is_current(out, made_from, overwrite):
+        return open_prepared(out)
+    rejected = _Rejected(files, on_bad)
+    for name, reason in files.unsafe.items():
+        rejected.add(name, f"{name}: {reason}")
+    with PreparedWriter(out, reading) as writer:
+        _read(files, keyed, load, writer, rejected, jobs)
+        usable = {key: case for key, case in keyed.items() if "row" in writer.entries.get(key, {})}
+        rejected.need(usable.values(), cases)
+        keys, table, pairs = _without_contradictions(usable, writer.entries, near_bits, rejected)
+        table["split"] = assign_splits(table, pairs, seed)
+        table["dup_group"] = name_groups(table, pairs)
+        manifest = manifest | {"splits": dealing, "made_from": made_from, "counts": _counts(keyed, table, pairs, rejected)}
+        return writer.finish(manifest, keys, {"cases.csv": table, "qc.csv": rejected.table(), "duplicates.csv": pairs})
 
 
-def assign_splits(cases: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Add the column `split`: groups of cases that share a patient or a duplicate group stay together.
+class _Rejected(dict[str, str]):
+    """File to reason of what cannot be used; or the first of it as an error, if the user wants to stop there."""
 
-    Raises UserError when a class has too few groups to be in every split.
-    """
-    group = pd.Series(_connected(cases), cases.index)
-    label_of = cases.groupby(group)["label"].first()
-    sizes = cases.groupby(group).size()
-    rng, receiver = np.random.default_rng(seed), {}
-    for label, members in label_of.groupby(label_of):
-        if len(members) < len(SPLITS):
-            name = f"class {label!r}" if label else "the set"
-            raise UserError(f"{name} has {len(members)} patients, expected at least {len(SPLITS)}: one per split")
-        receiver |= deal_groups(sizes[members.index], np.array(FRACTIONS), rng)
-    cases.insert(2, "split", group.map(receiver).map(dict(enumerate(SPLITS))))
-    return cases
+    def __init__(self, files: Files, on_bad: str):
+        super().__init__()
+        self.files, self.on_bad = files, on_bad
 
+    def add(self, file: str, reason: str) -> None:
+        if self.on_bad == "stop":
+            raise UserError(f"{self.files.where('')}{reason} (--on-bad skip leaves such cases out and lists them in qc.csv)")
+        self[file] = reason
 
-def _connected(cases: pd.DataFrame) -> np.ndarray:
-    """Number of the connected component of each case; two cases are linked by a patient or by a duplicate group."""
-    n = len(cases)
-    patient = pd.factorize(cases["patient"])[0]
-    dup_group = pd.factorize(cases["dup_group"].replace("", None))[0]
-    linked = np.flatnonzero(dup_group >= 0)
-    nodes = np.concatenate([n + patient, n + patient.max() + 1 + dup_group[linked]])
-    rows = np.concatenate([np.arange(n), linked])
-    links = coo_array((np.ones(len(rows)), (rows, nodes)), shape=(nodes.max() + 1,) * 2)
-    return connected_components(links, directed=False)[1][:n]
+    def need(self, left: Iterable[Case], cases: Collection[Case]) -> None:
+        """Raise UserError when no case is left, or none of a class: a model cannot learn what it never saw."""
+        if not cases:
+            raise UserError(f"--input {self.files.source}: no case can be used; none was found")
+        labels = {case.label for case in left}
+        for case in cases:
+            if case.label not in labels:
+                of = f" of class {case.label!r}" if labels else ""
+                raise UserError(f"--input {self.files.source}: no case{of} can be used; the first: {self[case.image]}")
+
+    def table(self) -> pd.DataFrame:
+        """Columns file, reason: by name, so that a set made in two goes has the same."""
+        return pd.DataFrame([(file, self[file]) for file in sorted(self, key=natural_key)], columns=["file", "reason"])
 
 
-def check_out(out: Path, overwrite: bool) -> None:
-    """Refuse an output folder that would be lost: anything but a prepared set, and that only with --overwrite."""
-    if not out.exists():
-        return
-    if not (out / "manifest.json").exists():
-        if not out.is_dir() or any(out.iterdir()):
-            raise UserError(f"--out {out}: exists and is not a prepared set; expected a new folder")
-    elif not overwrite:
-        raise UserError(f"--out {out}: holds a prepared set already; expected a new folder, or --overwrite")
+def _keyed(files: Files, cases: list[Case]) -> dict[str, Case]:
+    """Cases by a text that changes when one of their files does. Raises UserError when two cases have one name."""
+    first: dict[str, Case] = {}
+    for case in cases:
+        if (other := first.setdefault(case.case, case)) is not case:
+            raise UserError(f"{files.where(case.image)}: is case {case.case!r}, as is {other.image}; expected it once")
+    return {
+        json.dumps([case.case, case.label, *((name, *files.stamps[name]) for name in case.files)]): case for case in cases
+    }
 
 
-@contextmanager
-def opened(source: Path) -> Iterator[Path]:
-    """The folder that holds the images: `source` itself, or the contents of a zip, a lone top folder entered.
-
-    Raises UserError when it is missing, empty, or a file that is not a zip.
-    """
-    if not source.exists():
-        raise UserError(f"--input {source}: does not exist; expected a folder or a zip")
-    if source.is_dir():
-        yield _innermost(source, source)
-        return
-    if not zipfile.is_zipfile(source):
-        raise UserError(f"--input {source}: is not a zip; expected a folder or a zip")
-    with tempfile.TemporaryDirectory(prefix="data_prep-") as unpacked:
-        _unpack(source, Path(unpacked))
-        yield _innermost(Path(unpacked), source)
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _unpack(source: Path, target: Path) -> None:
+def _is_current(out: Path, made_from: str, overwrite: bool) -> bool:
+    """Is this set there already? Raises UserError rather than lose what else is there."""
+    check_out(out)
+    if not (out / "manifest.json").exists() or overwrite:
+        with suppress(UserError):
+            return open_prepared(out).manifest.get("made_from") == made_from
+        return False
+    if open_prepared(out).manifest.get("made_from") != made_from:
+        raise UserError(
+            f"--out {out}: holds a set prepared from other files or with other settings (its manifest.json says which); "
+            "expected a new folder, or --overwrite, which reads again only what changed"
+        )
+    return True
+
+
+def check_out(out: Path) -> None:
+    """Refuse an output folder that is neither new, nor empty, nor a prepared set: replacing it would lose what is there."""
     try:
-        with zipfile.ZipFile(source) as archive:
-            for member in progress(archive.infolist(), f"unpacking {source.name}", "file"):
-                archive.extract(member, target)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: a password, an unknown compression
-        raise UserError(f"--input {source}: damaged or protected ({error}); expected a plain zip") from None
+        names = {path.name for path in out.iterdir()}
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"--out {out}: is not a prepared set ({error.strerror}); expected a new folder") from None
+    other = {name for name in names - OWN if not name.startswith(".")} if "manifest.json" in names else names
+    if other:
+        raise UserError(f"--out {out}: is not a prepared set, it holds {min(other)}; expected a new folder")
 
 
-def _innermost(folder: Path, source: Path) -> Path:
-    entries = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
-    if not entries:
-        raise UserError(f"--input {source}: is empty; expected images")
-    if len(entries) == 1 and entries[0].is_dir():
-        return _innermost(entries[0], source)
-    return folder
+def _read(
+    files: Files, keyed: dict[str, Case], load: Loader, writer: PreparedWriter, rejected: _Rejected, jobs: int
+) -> None:
+    """Read what the writer does not know yet, several cases at a time, and give it to the writer in order."""
+    for key, case in keyed.items():
+        if reason := writer.entries.get(key, {}).get("reason"):
+            rejected.add(case.image, reason)
+    new = [key for key in keyed if key not in writer.entries]
+
+    def read(key: str) -> tuple[Any, Any, dict[str, Any]]:
+        case = keyed[key]
+        try:
+            image, label, columns = load(case, [files.read(name) for name in case.files])
+        except UserError:
+            raise
+        except Exception as error:  # a library met what its authors did not think of: the case is at fault, not the set
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"{case.image}: cannot be prepared ({why})") from error
+        return image, label, dict(zip(HASHES, hashes(image), strict=True)) | {"columns": columns}
+
+    room_checked = False
+    with closing(_in_order(read, new, jobs)) as futures:
+        done = progress(futures, f"preparing {writer.out.name}", "case", len(keyed), len(keyed) - len(new))
+        for key, future in zip(new, done, strict=True):
+            try:
+                image, label, known = future.result()
+            except UserError as error:
+                rejected.add(keyed[key].image, str(error))
+                if not error.__cause__:  # a disk or a library may do better next time; a bad file stays bad
+                    writer.refuse(key, str(error))
+                continue
+            if not room_checked:
+                _check_room(writer.out, (image.nbytes + getattr(label, "nbytes", 8)) * len(new))
+                room_checked = True
+            writer.add(key, image, label, **known)
 
 
-def progress(items: Iterable, description: str, unit: str) -> Iterable:
+def _in_order(work: Callable[[str], Any], items: list[str], jobs: int) -> Iterator[Future]:
+    """Futures of `work(item)`, in order, with a thread a job; no more are begun than are soon taken.
+
+    Threads, since decoders, NumPy and torch let go of the interpreter; torch gets one thread in each.
+    To be closed by who leaves it early.
+    """
+    threads, waiting = torch.get_num_threads(), deque()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            try:
+                for item in items:
+                    waiting.append(pool.submit(work, item))
+                    if len(waiting) > 2 * jobs:
+                        yield waiting.popleft()
+                yield from waiting
+            finally:  # after an error, what has not begun never does
+                pool.shutdown(cancel_futures=True)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _check_room(out: Path, needed: int) -> None:
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise UserError(f"--out {out}: {free / 2**30:.1f} GiB free, expected {needed / 2**30:.1f} GiB for the arrays")
+
+
+def _without_contradictions(
+    usable: dict[str, Case], entries: dict[str, dict[str, Any]], near_bits: int, rejected: _Rejected
+) -> tuple[list[str], pd.DataFrame, pd.DataFrame]:
+    """Keys, table and duplicate pairs of the cases, without those whose very pixels stand in another class too."""
+    table = pd.DataFrame([_row(case, entries[key]["columns"]) for key, case in usable.items()])
+    hashed = table[["case", "label"]].assign(**{name: [entries[key][name] for key in usable] for name in HASHES})
+    pairs = find_pairs(hashed, near_bits)
+    against = contradicting(table, pairs)
+    for row in table[table["case"].isin(against)].itertuples():
+        rejected.add(row.file, f"{row.file}: {against[row.case]}")
+    keys = [key for key, case in usable.items() if case.case not in against]
+    rejected.need([usable[key] for key in keys], usable.values())
+    table = table[~table["case"].isin(against)].reset_index(drop=True)
+    return keys, table, pairs[~pairs["case_a"].isin(against) & ~pairs["case_b"].isin(against)]
+
+
+def _row(case: Case, columns: dict[str, Any]) -> dict[str, Any]:
+    """A row of cases.csv: what the source says of the case comes before what its file says."""
+    patient = columns.get("patient") if case.patient == case.case else None  # DICOM knows it once it is read
+    row = {"case": case.case, "patient": patient or case.patient, "split": case.split, "label": case.label}
+    row |= {"dup_group": case.dup_group, "file": case.image}
+    return row | {name: value for name, value in (columns | case.columns).items() if name not in row}
+
+
+def _counts(keyed: dict[str, Case], table: pd.DataFrame, pairs: pd.DataFrame, rejected: _Rejected) -> dict[str, int]:
+    """What a reader should know of the set at a glance."""
+    return {
+        "found": len(keyed),
+        "prepared": len(table),
+        "rejected": len(rejected),
+        "patients": table["patient"].nunique(),
+        "patients_in_several_classes": int((table.groupby("patient")["label"].nunique() > 1).sum()),
+        "exact_duplicates": int((pairs["kind"] == "exact").sum()),
+        "near_duplicates": int((pairs["kind"] == "near").sum()),
+        "near_duplicates_across_classes": int((pairs["class_a"] != pairs["class_b"]).sum()),
+    }
+
+
+def progress(items: Iterable, description: str, unit: str, total: int | None = None, done: int = 0) -> Iterable:
     """A progress bar that leaves nothing behind: on standard output, which notebooks do not paint red."""
-    return tqdm(items, desc=description, unit=unit, leave=False, file=sys.stdout)
-
-
-def natural_key(name: str) -> list:
-    """Sort key that puts `case-2` before `case-10`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return tqdm(items, desc=description, unit=unit, total=total, initial=done, leave=False, file=sys.stdout)

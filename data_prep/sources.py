@@ -2,12 +2,15 @@
 
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from filelock import FileLock
 
-from data_prep import class_folders, mmwhs
-from data_prep.pipeline import check_out, opened, prepare, progress
+from data_prep import cardiac, class_folders, covid19_radiography, mmwhs, msd, totalsegmentator
+from data_prep.cases import Case
+from data_prep.files import Files, opened
+from data_prep.pipeline import check_out, prepare, progress
 from data_prep.synthetic_cardiac import write_cardiac_ct
 from data_prep.synthetic_cxr import write_chest_xrays
 from fedlib.config import StudyConfig, UserError
@@ -15,43 +18,58 @@ from fedlib.data import PreparedSet, open_prepared
 
 SYNTHETIC_FIELD_MM = 140.0
 """Field of view of a prepared phantom, whatever its size in voxels: the heart and a rim around it."""
+CARDIAC: dict[str, ModuleType] = {"mmwhs": mmwhs, "totalsegmentator": totalsegmentator, "msd": msd}
+"""The adapters for cardiac volumes, by the name of their source."""
 
 
 def prepare_class_folders(
     source: Path, out: Path, size: int = 224, where: str | None = None, about: dict[str, Any] | None = None, **options: Any
 ) -> PreparedSet:
     """Prepare images in one folder a class: uint8 (N, 1, size, size). `options` are those of `pipeline.prepare`."""
-    check_out(out, options.get("overwrite", False))
-    with opened(source) as folder:
-        cases = class_folders.find_cases(folder, where)
-        manifest = {
-            "task": class_folders.TASK,
-            "source": "class-folders",
-            "title": f"images from {source.name}",
-            "synthetic": False,
-            "classes": class_folders.class_names(cases),
-            "spacing_mm": None,
-            "recipe": {"size": size, "where": where},
-        }
-        return prepare(cases, class_folders.loader(cases, size), out, manifest | (about or {}), **options)
+    with opened(source) as files:
+        about = {"source": "class-folders", "recipe": {"size": size, "where": where}} | (about or {})
+        return _prepare_radiographs(files, class_folders.find_cases(files, where), out, size, about, options)
 
 
-def prepare_mmwhs(
-    source: Path, out: Path, settings: mmwhs.Settings, about: dict[str, Any] | None = None, **options: Any
+def prepare_covid19_radiography(
+    source: Path, out: Path, size: int = 224, subset: bool = False, **options: Any
 ) -> PreparedSet:
-    """Prepare NIfTI pairs in MM-WHS naming: uint8 (N, 1, X, Y, Z) at one spacing. `options` as in `pipeline.prepare`."""
-    check_out(out, options.get("overwrite", False))
-    with opened(source) as folder:
+    """Prepare the COVID-19 Radiography Database: uint8 (N, 1, size, size). `options` are those of `pipeline.prepare`.
+
+    With `subset` other counts than the published ones are accepted.
+    """
+    with opened(source) as files:
+        about = {"source": "covid19-radiography", "recipe": {"size": size}}
+        return _prepare_radiographs(files, covid19_radiography.find_cases(files, subset), out, size, about, options)
+
+
+def prepare_cardiac(
+    adapter: str,
+    source: Path,
+    out: Path,
+    settings: cardiac.Settings | None = None,
+    about: dict[str, Any] | None = None,
+    **options: Any,
+) -> PreparedSet:
+    """Prepare cardiac volumes with LV and myocardium: uint8 (N, 1, X, Y, Z) at one spacing.
+
+    `adapter` is one of CARDIAC; `settings` are its DEFAULTS if None; `options` are those of `pipeline.prepare`.
+    """
+    settings = settings or CARDIAC[adapter].DEFAULTS
+    with opened(source) as files:
+        cases = CARDIAC[adapter].find_cases(files, settings)
+        settings = CARDIAC[adapter].resolved(files, settings)
         manifest = {
-            "task": mmwhs.TASK,
-            "source": "mmwhs",
+            "task": cardiac.TASK,
+            "source": adapter,
             "title": f"cardiac {'CT' if settings.modality == 'ct' else 'MRI'} from {source.name}",
             "synthetic": False,
-            "classes": mmwhs.CLASSES,
+            "classes": cardiac.CLASSES,
             "spacing_mm": settings.spacing_mm,
             "recipe": vars(settings),
+            "choices": cardiac.choices(settings),
         }
-        return prepare(mmwhs.find_cases(folder), mmwhs.loader(settings), out, manifest | (about or {}), **options)
+        return prepare(files, cases, cardiac.loader(settings), out, manifest | (about or {}), **options)
 
 
 def prepare_synthetic(
@@ -67,10 +85,23 @@ def prepare_synthetic(
 
     The raw files go to `keep_raw`, or to a temporary folder that is removed.
     """
-    check_out(out, overwrite)
+    check_out(out)
+    recipe = synthetic_recipe(task, cases, size, seed)
+    if (out / "manifest.json").exists() and not keep_raw:
+        try:
+            known = open_prepared(out)
+        except UserError:  # damaged, or of an older version
+            if not overwrite:
+                raise
+        else:
+            if known.manifest["recipe"] == recipe:
+                return known
+            if not overwrite:  # said before anything is drawn
+                title = known.manifest["title"]
+                raise UserError(f"--out {out}: holds {title} of other settings; expected a new folder, or --overwrite")
     if keep_raw and keep_raw.exists() and any(keep_raw.iterdir()):
         raise UserError(f"--keep-raw {keep_raw}: is not empty; expected a new folder")
-    about = {"synthetic": True, "recipe": synthetic_recipe(task, cases, size, seed)}
+    about = {"synthetic": True, "recipe": recipe}
     with tempfile.TemporaryDirectory(prefix="phantoms-") as temporary:
         raw = keep_raw or Path(temporary)
         if task == "classification":
@@ -79,8 +110,8 @@ def prepare_synthetic(
             return prepare_class_folders(raw, out, size, about=about, seed=seed, overwrite=overwrite)
         about |= {"source": "synthetic-cardiac", "title": "synthetic cardiac CT phantoms"}
         write_cardiac_ct(raw, cases, seed, progress=_bar("drawing hearts"))
-        settings = mmwhs.Settings(spacing_mm=(SYNTHETIC_FIELD_MM / size,) * 3, size=(size,) * 3)
-        return prepare_mmwhs(raw, out, settings, about=about, seed=seed, overwrite=overwrite)
+        settings = cardiac.Settings(spacing_mm=(SYNTHETIC_FIELD_MM / size,) * 3, size=(size,) * 3)
+        return prepare_cardiac("mmwhs", raw, out, settings, about=about, seed=seed, overwrite=overwrite)
 
 
 def synthetic_recipe(task: str, cases: int, size: int, seed: int) -> dict[str, Any]:
@@ -93,14 +124,23 @@ def ensure(study: StudyConfig) -> PreparedSet:
     out = study.prepared_dir
     if study.data_dir:
         return open_prepared(out, study.task)
-    recipe = synthetic_recipe(study.task, study.synthetic_cases, study.size, seed=0)
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.parent / f".{study.task}.lock"):
-        if (out / "manifest.json").exists():
-            known = open_prepared(out, study.task)
-            if known.manifest["recipe"] == recipe:
-                return known
-        return prepare_synthetic(**recipe, out=out, overwrite=True)
+        return prepare_synthetic(study.task, out, study.synthetic_cases, study.size, seed=0, overwrite=True)
+
+
+def _prepare_radiographs(
+    files: Files, cases: list[Case], out: Path, size: int, about: dict[str, Any], options: dict[str, Any]
+) -> PreparedSet:
+    manifest = {
+        "task": class_folders.TASK,
+        "title": f"images from {files.source.name}",
+        "synthetic": False,
+        "classes": class_folders.class_names(cases),
+        "spacing_mm": None,
+        "choices": class_folders.choices(size),
+    }
+    return prepare(files, cases, class_folders.loader(cases, size), out, manifest | about, **options)
 
 
 def _bar(description: str):

@@ -2,7 +2,7 @@
 
 The rooms, from the ground up (a room imports only from rooms below it)::
 
-    config -> data -> runs -> partition -> tasks -> training -> federation -> engines
+    config -> data -> runs -> partition -> tasks -> training -> strategies -> federation -> engines
            -> experiment -> statistics, plots -> report -> study -> cli
 """
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedlib.config import ROOT, StudyConfig, UserError, run_command_line
+from fedlib.config import ROOT, Strategy, StudyConfig, UserError, run_command_line
 
 HELP = """Federated against centralized learning on medical images: run the study, read the result.
 
@@ -15,6 +15,19 @@ First study   python -m fedlib study
 Your images   python -m data_prep --help, then
               python -m fedlib study --task classification --data DIR
 """
+
+PARTITIONS = (
+    "How cases are dealt to clients, several with commas. balanced: equal shares; unbalanced: the first client holds "
+    "several times the last; label_skew: classes in different proportions; by_group: real groups such as hospitals."
+)
+ALPHA = (
+    "label_skew: how evenly a class is spread over the clients. 100: nearly evenly; 1: any split is as likely; 0.1: most of "
+    "it is at one client.  [default: 0.5]"
+)
+GROUP_COLUMN = "by_group: the column of cases.csv, such as hospital, whose values are dealt whole."
+
+STRATEGY = f"How the server aggregates: {', '.join(Strategy.__args__)} (papers and values: fedlib/strategies.py)."
+QUORUM = "Share of the clients that must give a sound answer in each round; without it one failure stops a run."
 
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
@@ -48,12 +61,15 @@ def study(
     seeds: Annotated[int, typer.Option(min=1, help="Repeat every run with seeds 1 to N.")] = 1,
     jobs: Annotated[int, typer.Option(min=1, help="Notebooks at the same time; they share the cores.")] = 1,
     client_counts: Annotated[str | None, typer.Option(help="Numbers of clients, as in 2,4.")] = None,
-    partitions: Annotated[str | None, typer.Option(help="balanced, unbalanced, or both with a comma.")] = None,
+    partitions: Annotated[str | None, typer.Option(help=PARTITIONS)] = None,
+    alpha: Annotated[float | None, typer.Option(help=ALPHA)] = None,
+    group_column: Annotated[str | None, typer.Option(help=GROUP_COLUMN)] = None,
     rounds: Annotated[int | None, typer.Option(help="Federated rounds.")] = None,
     local_epochs: Annotated[int | None, typer.Option(help="Epochs at each client in each round.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Cases per step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="How the server aggregates: fedavg.")] = None,
+    strategy: Annotated[str | None, typer.Option(help=STRATEGY)] = None,
+    quorum: Annotated[float | None, typer.Option(help=QUORUM)] = None,
     engine: Annotated[str | None, typer.Option(help="Where client code runs: inprocess.")] = None,
 ) -> None:
     """Run all notebooks of a study and write index.html. Interrupted, the same command goes on where it stopped.
@@ -63,8 +79,10 @@ def study(
     from fedlib.study import run_study  # here: --help must not wait for torch
 
     tasks = ["classification", "segmentation"] if task is TaskChoice.all else [task.value]
-    given = {"client_counts": client_counts, "partitions": partitions, "rounds": rounds, "local_epochs": local_epochs,
-             "batch_size": batch_size, "learning_rate": learning_rate, "strategy": strategy, "engine": engine}  # fmt: skip
+    given = {"client_counts": client_counts, "partitions": partitions, "alpha": alpha,
+             "group_column": group_column, "rounds": rounds, "local_epochs": local_epochs,
+             "batch_size": batch_size, "learning_rate": learning_rate, "strategy": strategy, "quorum": quorum,
+             "engine": engine}  # fmt: skip
     common = given | {"profile": profile.value, "data_dir": data, "out_dir": out, "seed": list(range(1, seeds + 1))}
     studies = [StudyConfig.make(task=name, **common) for name in tasks]
     problems = run_study(studies, jobs)

@@ -7,6 +7,7 @@
 import ast
 import difflib
 import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,9 +19,11 @@ PROFILES = Path(__file__).resolve().parent / "profiles"
 
 Task = Literal["classification", "segmentation"]
 Mode = Literal["centralized", "local", "federated"]
-Partition = Literal["balanced", "unbalanced"]
-Strategy = Literal["fedavg"]
+Partition = Literal["balanced", "unbalanced", "label_skew", "by_group"]
+Strategy = Literal["fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum"]
 Engine = Literal["inprocess"]
+KRUM_CLIENTS = 5
+"""2 f + 3 with one bad client (f = 1): Blanchard et al., 2017."""
 ProfileName = Literal["smoke", "quick", "full"]
 
 
@@ -50,13 +53,15 @@ def run_command_line(app: Any, name: str) -> None:
     import click  # here, and typer: a notebook needs neither
     import typer
 
+    typer.core.HAS_RICH = False  # it escapes brackets for rich, which then does not print them
     try:
         code = typer.main.get_command(app).main(prog_name=name, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         raise SystemExit(2) from None
     except (UserError, click.ClickException) as error:
-        typer.echo(f"error: {error.format_message() if isinstance(error, click.ClickException) else error}", err=True)
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        typer.echo(f"error: {' '.join(message.splitlines())}", err=True)  # a path may hold a line break
         raise SystemExit(2) from None
     if code == 130:  # what Typer makes of Ctrl-C
         typer.echo("Interrupted. The same command goes on from here.", err=True)
@@ -85,7 +90,23 @@ class Training(_Frozen):
     """Arithmetic of the forward pass; weights, losses and updates are always fp32."""
 
 
-class RunConfig(Training):
+class Dealing(_Frozen):
+    """What single partitions need to know besides the number of clients."""
+
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 0.5
+    """label_skew: parameter of the Dirichlet draws; small: a class is at few clients; large: spread evenly (*chosen*)."""
+    group_column: str = ""
+    """by_group: the column of cases.csv, such as hospital, whose values are dealt whole."""
+
+
+class Federation(_Frozen):
+    """What a federation does when a client fails."""
+
+    quorum: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the clients that must give a sound answer in each round; 1: a single failure stops the run."""
+
+
+class RunConfig(Training, Dealing, Federation):
     """One configuration with one seed. `run_id` names it; equal configurations have equal ids."""
 
     task: Task
@@ -106,7 +127,8 @@ class RunConfig(Training):
             parts += [f"k{self.n_clients}", self.partition]
         if self.mode == "federated":
             parts += [self.strategy, self.engine]
-        digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        content = self.model_dump(exclude_defaults=True)  # a field added later, at its default, leaves the id as it is
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return "-".join([*parts, f"s{self.seed}", digest[:8]])
 
 
@@ -121,7 +143,7 @@ class TaskProfile(Training):
     """Side of the prepared synthetic images (pixels) or volumes (voxels)."""
 
 
-class StudyConfig(TaskProfile):
+class StudyConfig(TaskProfile, Dealing, Federation):
     """A grid of runs on one task: centralized, and local-only and federated for each client count and partition."""
 
     task: Task = "classification"
@@ -145,6 +167,11 @@ class StudyConfig(TaskProfile):
         if profile in ProfileName.__args__ and task in Task.__args__:
             defaults |= load_profile(profile)[task].model_dump()
         study = validated(cls, defaults | given)
+        if study.strategy == "krum" and min(study.client_counts) < KRUM_CLIENTS:
+            raise UserError(
+                f"client_counts = {min(study.client_counts)}: strategy krum can bear one bad client of at least "
+                f"{KRUM_CLIENTS}; expected counts of at least {KRUM_CLIENTS}"
+            )
         absolute = {name: path.absolute() for name in ("out_dir", "data_dir") if (path := getattr(study, name))}
         return study.model_copy(update=absolute)
 
@@ -168,14 +195,17 @@ class StudyConfig(TaskProfile):
         """Every run of the grid, in the order it is carried out: centralized, then local and federated by K."""
         shared = self.model_dump(include=set(Training.model_fields)) | {
             "task": self.task, "data_fingerprint": data_fingerprint}  # fmt: skip
+        needs: dict[str, dict[str, Any]] = {
+            "label_skew": {"alpha": self.alpha}, "by_group": {"group_column": self.group_column}}  # fmt: skip
         grid: list[dict[str, Any]] = []
         for seed in self.seeds:
             grid.append({"mode": "centralized", "seed": seed})
             for n_clients in self.client_counts:
                 for partition in self.partitions:
-                    dealt = {"seed": seed, "n_clients": n_clients, "partition": partition}
+                    dealt = {"seed": seed, "n_clients": n_clients, "partition": partition, **needs.get(partition, {})}
                     grid.append({"mode": "local", **dealt})
-                    grid.append({"mode": "federated", "strategy": self.strategy, "engine": self.engine, **dealt})
+                    flower = {"strategy": self.strategy, "engine": self.engine, "quorum": self.quorum}
+                    grid.append({"mode": "federated", **flower, **dealt})
         return [RunConfig(**shared, **arm) for arm in grid if arm["mode"] in modes]
 
 

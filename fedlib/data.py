@@ -1,14 +1,14 @@
 """Prepared sets: arrays on disk, memory-mapped, with a table of cases and a manifest.
 
-A prepared set is a folder with `images.npy`, `labels.npy`, `cases.csv`, `qc.csv` and `manifest.json`. It appears
-whole or not at all, and the manifest holds the size and hash of every file in it.
+A prepared set is a folder with `images.npy`, `labels.npy`, `cases.csv`, `qc.csv`, `duplicates.csv` and `manifest.json`.
+data_prep writes it, whole or not at all; the manifest holds the size and hash of every file.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,13 @@ import torch
 from fedlib.config import UserError
 
 SPLITS = ("train", "val", "test")
-TEXT_COLUMNS = ("case", "patient", "split", "label", "dup_group", "truth", "prediction")
-FILES = ("images.npy", "labels.npy", "cases.csv", "qc.csv")
+TEXT_COLUMNS = ("case", "patient", "split", "label", "dup_group", "file", "truth", "prediction")
+ARRAYS = ("images.npy", "labels.npy")
+VERIFIED = "verified.json"
+"""Sizes and times of the files when they were last hashed."""
+SUFFIXES = {".npy", ".csv", ".json"}
+FORMAT = 2
+"""Of prepared sets; another one is refused."""
 
 
 @dataclass(frozen=True)
@@ -90,84 +95,39 @@ def deal_groups(sizes: pd.Series, fractions: np.ndarray, rng: np.random.Generato
     return receiver_of
 
 
-class PreparedWriter:
-    """Writes a prepared set case by case, aside; `finish` renames it to `out`, so a half-written one is never seen.
-
-    Memory does not grow with the number of cases, and that number need not be known before the last case was read.
-    """
-
-    def __init__(self, out: Path | str):
-        self.out = Path(out).absolute()
-        self.folder = self.out.with_name(f".{self.out.name}.partial-{os.getpid()}")
-        self.rows: list[dict] = []
-
-    def __enter__(self) -> "PreparedWriter":
-        shutil.rmtree(self.folder, ignore_errors=True)  # of a killed process that had our number
-        self.folder.mkdir(parents=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def add(self, row: dict, image: np.ndarray, label: np.ndarray | int) -> None:
-        """Append a case: its row of cases.csv, a uint8 image (1, ...), and a class index or a uint8 volume (...)."""
-        label = np.asarray(label, np.uint8 if np.ndim(label) else np.int64)
-        if not self.rows:
-            self._images = _GrowingArray(self.folder / "images.npy", image)
-            self._labels = _GrowingArray(self.folder / "labels.npy", label)
-        self._images.append(image)
-        self._labels.append(label)
-        self.rows.append(row)
-
-    def finish(self, manifest: dict, cases: pd.DataFrame, rejected: pd.DataFrame) -> PreparedSet:
-        """Write the tables and the manifest with the hashes of all files, and put the set in its place."""
-        for array in (self._images, self._labels):
-            array.close()
-        cases.to_csv(self.folder / "cases.csv", index=False)
-        rejected.to_csv(self.folder / "qc.csv", index=False)
-        paths = {name: self.folder / name for name in FILES}
-        files = {name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for name, path in paths.items()}
-        content = json.dumps([manifest["classes"], manifest["spacing_mm"], files], sort_keys=True)
-        manifest = manifest | {"files": files, "fingerprint": hashlib.sha256(content.encode()).hexdigest()}
-        (self.folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
-        shutil.rmtree(self.out, ignore_errors=True)
-        self.folder.rename(self.out)
-        return open_prepared(self.out)
+def describe(paths: dict[str, Path], manifest: dict) -> dict:
+    """The manifest with its format, the size and hash of each file (name to where it is), and the set's fingerprint."""
+    files = {name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for name, path in paths.items()}
+    manifest = {"format": FORMAT} | manifest | {"files": files}
+    return manifest | {"fingerprint": _fingerprint(manifest)}
 
 
-class _GrowingArray:
-    """An .npy file that grows by appending: NumPy pads its header so that the first axis can be rewritten in place."""
-
-    def __init__(self, path: Path, first: np.ndarray):
-        self.file, self.shape, self.dtype, self.n = path.open("wb+"), first.shape, first.dtype, 0
-        self._write_header()
-
-    def append(self, array: np.ndarray) -> None:
-        self.file.write(np.ascontiguousarray(array).tobytes())
-        self.n += 1
-
-    def close(self) -> None:
-        self.file.seek(0)
-        self._write_header()
-        self.file.close()
-
-    def _write_header(self) -> None:
-        described = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.n, *self.shape)}
-        np.lib.format.write_array_header_1_0(self.file, described)
+def _fingerprint(manifest: dict) -> str:
+    """Hash of all that a training sees: equal fingerprints, equal results. Where the raw files lay has no part in it."""
+    content = [manifest[key] for key in ("task", "synthetic", "classes", "spacing_mm")]
+    content += [manifest["files"][name]["sha256"] for name in (*ARRAYS, "cases.csv")]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def open_prepared(folder: Path | str, task: str | None = None) -> PreparedSet:
     """Open a prepared set, or the one in the subfolder named after `task`.
 
-    Raises UserError when there is none, when it is of another task, or when a file is missing, cut short or edited.
+    Raises UserError, naming the file, when there is none, when it is of another task or version of this project, or when a
+    file is missing, cut short or edited.
     """
     found = find_prepared(folder, task)
     if not found:
         raise UserError(f"data_dir = {str(folder)!r}: not a prepared set (no manifest.json); make one: python -m data_prep")
-    prepared = _open(found.absolute(), (found / "manifest.json").stat().st_mtime_ns)
+    prepared = _open(found.absolute(), stamps(found))
     if task and prepared.task != task:
         raise UserError(f"data_dir = {str(folder)!r}: prepared for {prepared.task}, expected {task}")
     return prepared
+
+
+def stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of change of the files of a prepared set."""
+    found = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES and path.is_file()]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found if name != VERIFIED)
 
 
 def read_cases(path: Path) -> pd.DataFrame:
@@ -183,25 +143,48 @@ def find_prepared(folder: Path | str, task: str | None = None) -> Path | None:
 
 
 @functools.lru_cache(maxsize=4)
-def _open(folder: Path, _written_at: int) -> PreparedSet:
+def _open(folder: Path, found: tuple[tuple[str, int, int], ...]) -> PreparedSet:
+    path = folder / "manifest.json"
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-    except ValueError as error:
-        raise UserError(f"{folder / 'manifest.json'}: not readable ({error}); prepare the set again") from None
-    for name, expected in manifest["files"].items():
-        path = folder / name
-        size = path.stat().st_size if path.exists() else 0
-        if size != expected["bytes"]:
-            raise UserError(f"{path}: {size} bytes, expected {expected['bytes']}; prepare the set again")
-        if name.endswith(".csv") and _sha256(path) != expected["sha256"]:
-            raise UserError(f"{path}: edited since it was prepared (its hash differs); prepare the set again")
-    return PreparedSet(
-        folder,
-        manifest,
-        read_cases(folder / "cases.csv"),
-        np.load(folder / "images.npy", mmap_mode="r"),
-        np.load(folder / "labels.npy", mmap_mode="r"),
-    )
+        manifest = json.loads(path.read_text())
+        version = manifest.get("format")
+        intact = version == FORMAT and _fingerprint(manifest) == manifest["fingerprint"]
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()} if intact else {}
+    except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
+        raise UserError(f"{path}: not readable ({type(error).__name__}: {error}); prepare the set again") from None
+    if version != FORMAT:
+        raise UserError(f"{path}: format {version}, expected {FORMAT}; made by another version, prepare the set again")
+    if not intact:
+        raise UserError(f"{path}: edited since it was prepared (its fingerprint differs); prepare the set again")
+    _verify(folder, files, {name: [size, changed] for name, size, changed in found if name in files})
+    images, labels = (np.load(folder / name, mmap_mode="r") for name in ARRAYS)
+    return PreparedSet(folder, manifest, read_cases(folder / "cases.csv"), images, labels)
+
+
+def _verify(folder: Path, files: dict, found: dict[str, list[int]]) -> None:
+    """Hold the files to the manifest. A hash is computed only where size or time changed since the last one, as git does."""
+    known = folder / VERIFIED
+    try:
+        trusted = dict(json.loads(known.read_text()))
+    except (OSError, ValueError, TypeError):
+        trusted = {}
+    for name, (expected, sha256) in files.items():
+        if name not in found:
+            raise UserError(f"{folder / name}: is missing, expected {expected} bytes; prepare the set again")
+        if (size := found[name][0]) != expected:
+            raise UserError(f"{folder / name}: {size} bytes, expected {expected}; prepare the set again")
+        if found[name] != trusted.get(name) and _sha256(folder / name) != sha256:
+            raise UserError(f"{folder / name}: edited since it was prepared (its hash differs); prepare the set again")
+    if trusted != found:
+        with contextlib.suppress(OSError):  # a set on a read-only disk is hashed in every process
+            write_atomically(known, json.dumps(found))
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write aside in the same folder, then rename: a reader sees the old file or the new one, never a part."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(aside, path)
 
 
 def _sha256(path: Path) -> str:

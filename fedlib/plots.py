@@ -16,11 +16,12 @@ from matplotlib.figure import Figure
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from fedlib import tasks
-from fedlib.config import RunConfig
+from fedlib.config import Partition, RunConfig
 from fedlib.data import PreparedSet
 from fedlib.runs import Run
 
-COLOURS = dict(zip(("balanced", "unbalanced", "none"), sns.color_palette("colorblind", 3), strict=True))
+COLOURS = dict(zip(Partition.__args__, [sns.color_palette("colorblind")[n] for n in (0, 1, 2, 9)], strict=True))
+"""Blue, orange, green, sky blue: told apart with each kind of colour blindness."""
 STRUCTURE_COLOURS = ("#ffb000", "#1fa8ff")
 PLANES = ("slice", "across the slices")
 """Axial and coronal in CT; short-axis MRI is neither, so no such name is printed."""
@@ -72,22 +73,37 @@ def _volume_gallery(data: PreparedSet, columns: int) -> Picture:
     return _picture(figure, f"{data.manifest['title']}: {what}; {_outline_words()}.")
 
 
-def intensities(data: PreparedSet) -> Picture:
-    """Distribution of the mean grey value of each class (images), or of the volume of each structure (volumes)."""
+def intensities(data: PreparedSet, each: int = 100) -> Picture:
+    """Distribution of the grey values of each class (images) or structure (volumes), over `each` training cases of it."""
     figure, axis = plt.subplots(figsize=(6.4, 3))
-    if data.task == "classification":
-        means = data.images.reshape(len(data.images), -1).mean(axis=1)
-        table = pd.DataFrame({"mean grey value": means, "class": data.cases["label"]})
-        sns.kdeplot(table, x="mean grey value", hue="class", common_norm=False, palette="colorblind", ax=axis)
-        summary = table.groupby("class")["mean grey value"].mean().round(0)
-    else:
-        table = data.cases[["LV_ml", "Myo_ml"]].melt(var_name="structure", value_name="volume in ml")
-        table["structure"] = table["structure"].str.removesuffix("_ml")
-        sns.stripplot(table, x="volume in ml", y="structure", hue="structure", palette=STRUCTURE_COLOURS, ax=axis)
-        summary = table.groupby("structure")["volume in ml"].median().round(0)
-    words = ", ".join(f"{name} {value:.0f}" for name, value in summary.items())
-    kind = "Mean grey value by class" if data.task == "classification" else "Volume of each structure in ml"
-    return _picture(figure, f"{kind}; centre of each distribution: {words}.")
+    train, middle = data.split("train"), {}
+    for number, (name, colour) in enumerate(zip(data.classes, sns.color_palette("colorblind"), strict=False)):
+        if data.task == "classification":
+            values = data.images[train[data.labels[train] == number][:each]]
+        else:
+            values = np.concatenate([data.images[row, 0][data.labels[row] == number] for row in train[:each]])
+        share, edges = np.histogram(values, bins=64, range=(0, 256), density=True)
+        axis.stairs(share, edges, color=colour, label=name.replace("_", " "), lw=1.5)
+        middle[name] = float(np.median(values))
+    axis.set(xlabel="grey value (0 to 255)", ylabel="density")
+    axis.set_ylim(0, min(axis.get_ylim()[1], 0.06))  # black surroundings would press all else flat
+    axis.legend(fontsize=8)
+    words = ", ".join(f"{name} {value:.0f}" for name, value in middle.items())
+    return _picture(figure, f"Distribution of grey values; medians: {words}.")
+
+
+def volumes(data: PreparedSet) -> Picture:
+    """Volume of each structure as prepared against as labelled, in ml: what resampling and crop changed."""
+    figure, axis = plt.subplots(figsize=(4.6, 3.6))
+    words = []
+    for structure, colour in zip(data.classes[1:], STRUCTURE_COLOURS, strict=True):
+        before, after = data.cases[f"{structure}_ml"], data.cases[f"{structure}_ml_prepared"]
+        axis.plot(before, after, ".", color=colour, label=structure)
+        words.append(f"{structure} {before.median():.0f} ml, {(after / before).min():.1%} kept in the worst case")
+    axis.axline((0, 0), slope=1, color="0.5", lw=0.8)
+    axis.set(xlabel="ml as labelled", ylabel="ml as prepared")
+    axis.legend(fontsize=8)
+    return _picture(figure, f"Volume of each structure before and after preparation; medians: {'; '.join(words)}.")
 
 
 def partitions(data: PreparedSet, dealt: dict[str, list[np.ndarray]]) -> Picture:
@@ -103,6 +119,8 @@ def partitions(data: PreparedSet, dealt: dict[str, list[np.ndarray]]) -> Picture
             bottom += counts
         axis.set(title=title, xlabel="client", xticks=range(1, len(clients) + 1))
     axes[0, 0].set_ylabel("training cases")
+    largest = max(len(rows) for clients in dealt.values() for rows in clients)
+    axes[0, 0].set_ylim(0, 1.05 * largest)  # an absent class, drawn on top with no height, would end the axis at the bar
     if len(names) > 1:
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), fontsize=8)
     sizes = "; ".join(f"{title}: {', '.join(str(len(rows)) for rows in clients)}" for title, clients in dealt.items())
@@ -130,7 +148,7 @@ def client_curves(run: Run) -> Picture:
     palette = sns.color_palette("viridis", run.config.n_clients)
     for axis, column in zip(axes, ("loss", metric), strict=True):
         for client, own in clients.groupby("client"):
-            label = f"client {client + 1} (n = {own['n'].iloc[0]})"
+            label = f"client {client + 1} (n = {own['n'].max()})"
             axis.plot(own["round"], own[column], marker=".", color=palette[client], label=label)
         axis.set(xlabel="round", ylabel=tasks.NAMES[column])
     axes[1].legend(fontsize=7, ncols=1 + run.config.n_clients // 9)
@@ -183,12 +201,14 @@ def comparison(table: pd.DataFrame) -> Picture:
 
 
 def _comparison_panel(axis: plt.Axes, table: pd.DataFrame) -> None:
-    counts = sorted(table.loc[table["mode"] != "centralized", "n_clients"].unique())
+    dealt = table[table["mode"] != "centralized"]
+    counts, partitions = sorted(dealt["n_clients"].unique()), [name for name in COLOURS if name in set(dealt["partition"])]
     for row in table[table["mode"] == "centralized"].itertuples():
         axis.axhline(row.value, color="0.3", label="centralized, 95% interval")
         axis.axhspan(row.low, row.high, color="0.3", alpha=0.15, lw=0)
-    for (mode, partition), arm in table[table["mode"] != "centralized"].groupby(["mode", "partition"]):
-        shift = 0.1 * (1 if partition == "unbalanced" else -1) + (0.05 if mode == "local" else -0.05)
+    for (mode, partition), arm in dealt.groupby(["mode", "partition"]):
+        beside = partitions.index(partition) - (len(partitions) - 1) / 2
+        shift = 0.2 * beside + (0.05 if mode == "local" else -0.05)
         at = [counts.index(n) + shift for n in arm["n_clients"]]
         style = {"marker": "o", "ls": "-"} if mode == "federated" else {"marker": "s", "ls": ":", "mfc": "white"}
         spread = np.abs(arm[["low", "high"]].to_numpy().T - arm["value"].to_numpy())

@@ -11,8 +11,8 @@ from nbconvert import HTMLExporter
 
 from fedlib import plots, statistics, tasks
 from fedlib.config import StudyConfig, UserError
-from fedlib.data import PreparedSet
-from fedlib.runs import Run, RunStore, write_atomically
+from fedlib.data import PreparedSet, write_atomically
+from fedlib.runs import Run, RunStore
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 HEADINGS = {

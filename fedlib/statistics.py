@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.stats import bootstrap
 
 from fedlib import tasks
+from fedlib.config import Partition
 from fedlib.runs import Run
 
 RESAMPLES = 2000
@@ -64,6 +65,17 @@ def patient_scores(runs: list[Run]) -> pd.DataFrame:
     return pd.concat(tables).groupby("patient")[list(task.PRIMARY)].mean()
 
 
+def absences(runs: list[Run]) -> pd.DataFrame:
+    """Which client was missing in which round, and why: a row each; empty when every client answered in every round."""
+    arm, columns = ["n_clients", "partition", "seed"], ["round", "client", "absent"]
+    missing = [pd.DataFrame(columns=[*arm, *columns])]
+    for run in runs:
+        clients = run.clients.assign(**{name: getattr(run.config, name) for name in arm})
+        if "absent" in clients:
+            missing.append(clients.loc[clients["absent"].notna(), [*arm, *columns]])
+    return pd.concat(missing, ignore_index=True)
+
+
 def interval(values: np.ndarray) -> tuple[float, float, float]:
     """Mean and its 95% interval by the BCa bootstrap (Efron, 1987); a fixed seed, so a report can be made again."""
     mean = float(values.mean())
@@ -82,7 +94,7 @@ def reading(low: float, high: float) -> str:
 
 def _order(item: tuple[tuple, list[Run]]) -> tuple:
     mode, n_clients, partition = item[0]
-    return ("centralized", "federated", "local").index(mode), partition, n_clients
+    return ("centralized", "federated", "local").index(mode), ("none", *Partition.__args__).index(partition), n_clients
 
 
 def answer(table: pd.DataFrame) -> list[str]:

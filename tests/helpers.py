@@ -1,5 +1,7 @@
 """What several test modules need: the commands as a user types them, and small configurations."""
 
+import functools
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +34,12 @@ def python(*arguments: object, **options) -> subprocess.CompletedProcess:
     """`python ARGUMENTS` in the repository's root, to its end."""
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, **options)
+
+
+def started(command: list[str], **options) -> subprocess.Popen:
+    """A process that Ctrl-C can stop, even where the tests run in the background of a shell, which turns that off."""
+    listens = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=listens, **options)
 
 
 def outcome(run: Run) -> dict:

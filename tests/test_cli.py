@@ -36,6 +36,7 @@ BAD = [
     (["--engine", "nonsense"], ["engine", "nonsense", "inprocess"]),
     (["--rounds", "0"], ["rounds", "0", "greater"]),
     (["--learning-rate", "5"], ["learning_rate", "5"]),
+    (["--alpha", "0"], ["alpha", "0", "greater"]),
 ]
 
 
@@ -46,12 +47,20 @@ def test_a_bad_option_is_one_line(command, tmp_path, options, words):
     assert list(tmp_path.iterdir()) == []
 
 
+SKEW, GROUPS = (["--partitions", name, "--client-counts", n] for name, n in (("label_skew", "6"), ("by_group", "2,9")))
 BAD_DATA = [
     ("none", "classification", [], ["none", "prepared"]),
     ("segmentation", "classification", [], ["segmentation", "expected classification"]),
     ("classification", "all", [], ["classification", "expected segmentation"]),
     ("classification", "classification", ["--client-counts", "2,999"], ["n_clients = 999", "at least 999"]),
     ("segmentation", "segmentation", ["--client-counts", "7"], ["n_clients = 7", "at least 7"]),
+    ("segmentation", "segmentation", ["--partitions", "label_skew"], ["label_skew", "of one class", "expected unbalanced"]),
+    ("classification", "classification", [*SKEW, "--client-counts", "2,999"], ["n_clients = 999", "expected at most"]),
+    ("classification", "classification", [*SKEW, "--alpha", "0.001"], ["alpha = 0.001, n_clients = 6", "expected alpha ="]),
+    ("classification", "classification", GROUPS, ["group_column = ''", "label, scanner"]),
+    ("classification", "classification", [*GROUPS, "--group-column", "city"], ["'city'", "no such column", "scanner"]),
+    ("classification", "classification", [*GROUPS, "--group-column", "split"], ["'split'", "values in it: 1", "scanner"]),
+    ("classification", "classification", [*GROUPS, "--group-column", "scanner"], ["n_clients = 9", "at most 3"]),
 ]
 
 
@@ -124,13 +133,14 @@ def test_options_reach_the_study(command, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(study, "run_study", lambda studies, jobs: seen.extend([*studies, jobs]) or [])
     options = ["--client-counts", "2,4", "--partitions", "balanced", "--rounds", 3, "--seeds", 2, "--jobs", 2]
+    options += ["--alpha", 0.1, "--group-column", "scanner"]
     assert command("study", "--profile", "smoke", "--out", tmp_path, *options)[0] == 0
     *studies, jobs = seen
     assert jobs == 2
     assert [each.task for each in studies] == ["classification", "segmentation"]
     for each in studies:
         assert (each.client_counts, each.partitions, each.rounds, each.seeds) == ((2, 4), ("balanced",), 3, (1, 2))
-        assert each.out_dir == tmp_path
+        assert (each.out_dir, each.alpha, each.group_column) == (tmp_path, 0.1, "scanner")
 
 
 @pytest.mark.parametrize("arguments", [[], ["study", "--help"], ["report", "--help"], ["runs", "--help"]])

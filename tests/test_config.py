@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlib.config import ROOT, ProfileName, RunConfig, StudyConfig, UserError, load_profile
+from fedlib.config import ROOT, Partition, ProfileName, RunConfig, StudyConfig, UserError, load_profile
 from tests.helpers import ARMS, SIZES
 
 BASE = SIZES | ARMS["federated"] | {"task": "classification", "mode": "federated", "seed": 1, "data_fingerprint": "aa"}
@@ -22,6 +22,9 @@ OTHER = {
     "precision": "bf16",
     "n_clients": 4,
     "partition": "unbalanced",
+    "alpha": 0.1,
+    "group_column": "hospital",
+    "quorum": 0.5,
     "strategy": "none",
     "engine": "none",
     "task": "segmentation",
@@ -47,6 +50,15 @@ def test_run_id_is_the_same_in_another_process():
     code = "import sys; from fedlib.config import RunConfig; print(RunConfig.model_validate_json(sys.argv[1]).run_id)"
     command = [sys.executable, "-c", code, config.model_dump_json()]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() == config.run_id
+
+
+def test_run_ids_stay_when_a_field_with_a_default_is_added():
+    class Later(RunConfig):
+        added: int = 3
+
+    assert Later(**BASE).run_id == RunConfig(**BASE).run_id
+    assert RunConfig(**BASE).run_id == "classification-federated-k2-balanced-fedavg-inprocess-s1-f2b9cc4e"
+    assert Later(**BASE, added=4).run_id != RunConfig(**BASE).run_id
 
 
 def test_a_configuration_is_frozen():
@@ -81,6 +93,13 @@ def test_a_lone_number_or_name_is_a_list_of_one():
         ("batch_size", -1),
         ("learning_rate", 0),
         ("learning_rate", 2),
+        ("alpha", 0),
+        ("alpha", -0.5),
+        ("alpha", "inf"),
+        ("alpha", "even"),
+        ("group_column", 3),
+        ("quorum", 0),
+        ("quorum", 1.5),
         ("seed", -1),
     ],
 )
@@ -137,6 +156,17 @@ def test_the_grid_holds_every_arm_once_and_centralized_first():
     modes, partitions = ("local", "federated"), ("balanced", "unbalanced")
     assert dealt == {(s, k, p, m) for s in (1, 2) for k in (2, 4) for p in partitions for m in modes}
     assert all(run.strategy == "none" for run in grid if run.mode != "federated")
+
+
+def test_only_the_partition_that_needs_a_value_gets_it():
+    every = ",".join(Partition.__args__)
+    usual = {run.partition: run.run_id for run in StudyConfig.make(partitions=every).runs("ff", ("federated",))}
+    study = StudyConfig.make(partitions=every, alpha="0.1", group_column="hospital")
+    runs = {run.partition: run for run in study.runs("ff", ("federated",))}
+    assert list(runs) == list(Partition.__args__)
+    assert (runs["label_skew"].alpha, runs["by_group"].group_column) == (0.1, "hospital")
+    assert [name for name, run in runs.items() if run.run_id != usual[name]] == ["label_skew", "by_group"]
+    assert study.runs("ff", ("centralized",)) == StudyConfig.make().runs("ff", ("centralized",))
 
 
 def test_every_arm_of_a_grid_has_the_same_training_and_data():

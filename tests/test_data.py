@@ -1,7 +1,9 @@
-"""Prepared sets: whole or not at all, checked when opened, read from disk; batches and augmentation."""
+"""Prepared sets: checked when opened, read from disk; groups, batches and augmentation. test_writer.py tests writing."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,10 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fedlib.data
 from fedlib.config import UserError
-from fedlib.data import PreparedWriter, batches, deal_groups, open_prepared, random_affine
-
-MANIFEST = {"task": "classification", "classes": ["a", "b"], "spacing_mm": None, "title": "t", "synthetic": True}
+from fedlib.data import batches, deal_groups, open_prepared, random_affine, read_cases
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.booleans())
@@ -49,85 +50,136 @@ def test_groups_are_dealt_whole_and_near_the_shares(sizes, parts):
     assert (held - fractions * groups.sum()).max() <= max(sizes) + 1e-9, "above a share by one group at most"
 
 
-def write(out, n=6, fails_at=None):
-    rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (n, 1, 4, 4), dtype=np.uint8)
-    with PreparedWriter(out) as writer:
-        for number, picture in enumerate(pictures):
-            if number == fails_at:
-                raise KeyboardInterrupt
-            writer.add({"case": f"{number}", "patient": f"00{number}", "split": "train"}, picture, number % 2)
-        cases = pd.DataFrame(writer.rows)
-        writer.finish(MANIFEST, cases, pd.DataFrame(columns=["file", "reason"]))
-    return pictures
+@pytest.fixture
+def folder(images, tmp_path) -> Path:
+    """A copy of a prepared set that this test may damage."""
+    return shutil.copytree(images.folder, tmp_path / "set")
 
 
-def test_what_was_written_is_what_is_read(tmp_path):
-    pictures = write(tmp_path / "set")
-    data = open_prepared(tmp_path / "set", "classification")
-    assert (data.images == pictures).all()
-    assert data.labels.tolist() == [0, 1, 0, 1, 0, 1]
-    assert data.cases["patient"].tolist() == [f"00{n}" for n in range(6)], "names stay text"
-    assert isinstance(data.images, np.memmap), "opened, not loaded"
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]
-
-
-@pytest.mark.parametrize("fails_at", [0, 3, 5])
-def test_a_writer_that_is_stopped_leaves_nothing(tmp_path, fails_at):
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "set", fails_at=fails_at)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_writer_that_is_stopped_leaves_the_old_set(tmp_path):
-    write(tmp_path / "set")
-    before = open_prepared(tmp_path / "set").fingerprint
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "set", n=4, fails_at=3)
-    assert open_prepared(tmp_path / "set").fingerprint == before
-
-
-def test_the_fingerprint_is_that_of_the_content(tmp_path):
-    write(tmp_path / "one"), write(tmp_path / "two"), write(tmp_path / "three", n=7)
-    one, two, three = (open_prepared(tmp_path / name).fingerprint for name in ("one", "two", "three"))
-    assert one == two != three
-
-
-def cut_short(folder):
-    (folder / "images.npy").write_bytes((folder / "images.npy").read_bytes()[:-10])
-    return "images.npy"
-
-
-def edited(folder):
-    text = (folder / "cases.csv").read_text()
-    (folder / "cases.csv").write_text(text.replace("train", "tests"))  # as long as before
-    return "cases.csv"
-
-
-def missing(folder):
-    (folder / "labels.npy").unlink()
-    return "labels.npy"
-
-
-def without_manifest(folder):
-    (folder / "manifest.json").unlink()
-    return str(folder)
-
-
-def garbled_manifest(folder):
-    (folder / "manifest.json").write_text('{"task": "classi')
-    return "manifest.json"
-
-
-@pytest.mark.parametrize("damage", [cut_short, edited, missing, without_manifest, garbled_manifest])
-def test_a_damaged_set_is_refused_by_the_name_of_the_file(tmp_path, damage):
-    write(tmp_path / "set")
-    folder = (tmp_path / "set").rename(tmp_path / "copied")  # a set that this process has not opened yet
-    name = damage(folder)
+def refused(folder: Path, task: str | None = None) -> str:
+    """The one line with which a set is refused."""
     with pytest.raises(UserError) as caught:
-        open_prepared(folder, "classification")
-    assert name in str(caught.value)
+        open_prepared(folder, task)
     assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def with_manifest(folder: Path, **changes) -> Path:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def edit(path: Path) -> None:
+    """Change the last byte but one: the size stays, the time does not."""
+    content, before = bytearray(path.read_bytes()), path.stat()
+    content[-2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+FILES = ("images.npy", "labels.npy", "cases.csv", "qc.csv", "duplicates.csv")
+
+
+@pytest.mark.parametrize("opened_before", [False, True])
+@pytest.mark.parametrize("damage", [edit, cut, Path.unlink])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_refused_by_its_name(folder, name, damage, opened_before):
+    if opened_before:
+        open_prepared(folder)
+    damage(folder / name)
+    assert str(folder / name) in refused(folder)
+
+
+def test_a_file_that_is_a_link_to_nowhere_is_missing(folder):
+    (folder / "images.npy").unlink()
+    (folder / "images.npy").symlink_to("gone.npy")
+    assert "images.npy: is missing" in refused(folder)
+
+
+def test_a_folder_without_a_manifest_is_no_set(folder):
+    (folder / "manifest.json").unlink()
+    assert "not a prepared set (no manifest.json)" in refused(folder)
+    assert str(folder / "nowhere") in refused(folder / "nowhere")
+
+
+@pytest.mark.parametrize("text", ["", '{"task": "classi', "[]", "3", '{"format": 2}', "\xff"])
+def test_a_manifest_that_is_none_is_refused(folder, text):
+    (folder / "manifest.json").write_text(text, encoding="latin-1")
+    assert f"{folder}/manifest.json: not readable" in refused(folder)
+
+
+@pytest.mark.parametrize("version", [None, 1, 3, "2"])
+def test_a_set_of_another_format_is_refused(folder, version):
+    with_manifest(folder, format=version, files=None)
+    assert f"manifest.json: format {version}, expected 2" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"classes": ["ill", "healthy"]}, {"synthetic": False}, {"task": "segmentation"}, {"fingerprint": "0"}]
+)
+def test_an_edited_manifest_is_refused(folder, changes):
+    open_prepared(folder)
+    assert "manifest.json: edited" in refused(with_manifest(folder, **changes))
+
+
+@pytest.mark.parametrize("changes", [{"fingerprint": None}, {"files": {}}, {"files": {"images.npy": 3}}])
+def test_a_manifest_that_lacks_something_is_refused(folder, changes):
+    assert "manifest.json: " in refused(with_manifest(folder, **changes))
+
+
+def hashed(monkeypatch) -> list[str]:
+    """Names of the files that are hashed from now on."""
+    names, real = [], fedlib.data._sha256
+    monkeypatch.setattr(fedlib.data, "_sha256", lambda path: names.append(path.name) or real(path))
+    return names
+
+
+def test_a_copied_set_is_hashed_once(folder, images, monkeypatch):
+    for number, name in enumerate(FILES):
+        os.utime(folder / name, ns=(number, number))
+    names = hashed(monkeypatch)
+    assert open_prepared(folder).fingerprint == images.fingerprint
+    assert sorted(names) == sorted(FILES)
+    known = json.loads((folder / "verified.json").read_text())
+    assert known == {name: [(folder / name).stat().st_size, number] for number, name in enumerate(FILES)}
+    fedlib.data._open.cache_clear()  # as another process would
+    open_prepared(folder)
+    assert len(names) == len(FILES)
+    os.utime(folder / "labels.npy", ns=(99, 99))
+    open_prepared(folder)
+    assert names[len(FILES) :] == ["labels.npy"], "only what has another time"
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "[1]", "[]", "3", "null", '{"images.npy": 0}', "\xff"])
+def test_what_was_verified_is_hashed_again_if_that_cannot_be_read(folder, images, text):
+    (folder / "verified.json").write_text(text, encoding="latin-1")
+    assert open_prepared(folder).fingerprint == images.fingerprint
+    assert set(json.loads((folder / "verified.json").read_text())) == set(FILES)
+
+
+def test_a_set_on_a_read_only_disk_is_opened_and_checked(folder, images, monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    (folder / "verified.json").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", read_only)
+        assert open_prepared(folder).fingerprint == images.fingerprint
+    assert not (folder / "verified.json").exists()
+    edit(folder / "cases.csv")
+    assert "cases.csv" in refused(folder)
+
+
+def test_opening_leaves_nothing_but_verified_json(folder):
+    (folder / "verified.json").unlink()
+    before = {path.name for path in folder.iterdir()}
+    open_prepared(folder)
+    assert {path.name for path in folder.iterdir()} == before | {"verified.json"}
 
 
 def test_a_set_is_found_by_its_task_and_that_of_the_other_task_is_refused(images, volumes):
@@ -138,10 +190,18 @@ def test_a_set_is_found_by_its_task_and_that_of_the_other_task_is_refused(images
 
 def test_the_manifest_gives_size_and_hash_of_every_file(data, tmp_path):
     files = json.loads((data.folder / "manifest.json").read_text())["files"]
-    assert set(files) == {"images.npy", "labels.npy", "cases.csv", "qc.csv"}
+    assert set(files) == set(FILES)
     assert all((data.folder / name).stat().st_size == entry["bytes"] for name, entry in files.items())
     copy = shutil.copytree(data.folder, tmp_path / "moved")
     assert open_prepared(copy).fingerprint == data.fingerprint
+
+
+def test_names_in_the_tables_are_text(tmp_path):
+    (tmp_path / "cases.csv").write_text("case,patient,label,age,sex\n001,NA,None,,\n2,,7,50,F\n")
+    cases = read_cases(tmp_path / "cases.csv")
+    assert cases[["case", "patient", "label"]].to_numpy().tolist() == [["001", "NA", "None"], ["2", "", "7"]]
+    assert cases["age"].isna().tolist() == [True, False]
+    assert cases["sex"].isna().tolist() == [True, False]
 
 
 def test_tensors_span_minus_one_to_one(data):

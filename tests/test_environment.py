@@ -12,7 +12,7 @@ from fedlib.config import ROOT
 from tests.helpers import python
 
 FLOORS = [
-    *("config", "data", "runs", "partition", "tasks", "training", "federation", "engines", "experiment"),
+    *("config", "data", "runs", "partition", "tasks", "training", "strategies", "federation", "engines", "experiment"),
     *("statistics", "plots", "report", "study", "cli"),
 ]
 MODULES = sorted([*(ROOT / "fedlib").glob("*.py"), *(ROOT / "fedlib" / "tasks").glob("*.py")])
@@ -33,7 +33,7 @@ def test_every_dependency_is_pinned_exactly_once(locked):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *(name for group in project["optional-dependencies"].values() for name in group)]
     pinned = [canonical(line) for line in locked]
-    assert {name for name in map(canonical, wanted) if pinned.count(name) != 1} == set()
+    assert {name for name in map(canonical, wanted) if pinned.count(name) != 1} == {project["name"]}, "dev takes an extra"
 
 
 def test_the_lock_holds_exact_versions_that_any_machine_can_install(locked):

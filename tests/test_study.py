@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from fedlib import study
-from fedlib.config import ROOT, StudyConfig
+from fedlib.config import StudyConfig
 from fedlib.report import missing_runs
 from fedlib.runs import RunStore
 from fedlib.study import STAGES, Job, run_study
-from tests.helpers import python, snapshot
+from tests.helpers import python, snapshot, started
 
 TASKS = ("classification", "segmentation")
 DEADLINE = 300
@@ -107,9 +107,7 @@ def wait_for(condition, process):
 def stop_in_the_middle(out, how):
     """Start a study, stop it by a signal as soon as one run is done, and give its exit code."""
     command = [sys.executable, *COMMAND, str(out)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    process = started(command, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         wait_for(lambda: any(run.done for run in RunStore(out).all()), process)
         os.kill(process.pid, how) if how == signal.SIGKILL else os.killpg(

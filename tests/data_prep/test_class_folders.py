@@ -1,64 +1,30 @@
-"""Images in one folder a class: every kind of PNG alike, folder and zip alike, patients and duplicates together."""
+"""Images in one folder a class: which are taken, whose they are, and what a manifest may say of them."""
 
-import csv
+from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
 
-from data_prep import class_folders
-from data_prep.sources import prepare_class_folders
+from data_prep.class_folders import choices, class_names, find_cases, loader
+from data_prep.files import opened
 from fedlib.config import UserError
+from tests.data_prep import radiographs_raw as made
 from tests.data_prep import raw
 
 
-def save_16_bit(grey, path):
-    Image.fromarray(grey.astype(np.uint16) * 257).save(path)
+def found(source, where=None):
+    with opened(source) as files:
+        return find_cases(files, where)
 
 
-def save_palette(grey, path):
-    image = Image.fromarray(255 - grey)  # indices that are not the grey values
-    image.putpalette([value for index in range(256) for value in [255 - index] * 3])
-    image.save(path)
-
-
-KINDS = {
-    "grey": lambda grey, path: Image.fromarray(grey).save(path),
-    "16 bit": save_16_bit,
-    "RGB": lambda grey, path: Image.fromarray(grey).convert("RGB").save(path),
-    "RGBA": lambda grey, path: Image.fromarray(grey).convert("RGBA").save(path),
-    "grey and alpha": lambda grey, path: Image.fromarray(grey).convert("LA").save(path),
-    "palette": save_palette,
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_png_is_read_alike(tmp_path, kind):
-    grey = raw.picture(1)
-    KINDS[kind](grey, tmp_path / "x.png")
-    assert (class_folders.read_image(tmp_path / "x.png", 20) == grey).all()
-
-
-def test_jpeg_is_read(tmp_path):
-    smooth = np.add.outer(np.arange(20), np.arange(20)).astype(np.uint8) * 5
-    Image.fromarray(smooth).save(tmp_path / "x.jpg", quality=95)
-    assert np.abs(class_folders.read_image(tmp_path / "x.jpg", 20).astype(int) - smooth).max() < 12
-
-
-def test_an_image_that_is_not_square_is_padded_with_black(tmp_path):
-    Image.new("L", (40, 20), 200).save(tmp_path / "x.png")
-    done = class_folders.read_image(tmp_path / "x.png", 32)
-    assert done.shape == (32, 32)
-    assert (done[10:22] == 200).all()
-    assert done[:7].max() == done[25:].max() == 0
-
-
-def test_shrinking_does_not_alias(tmp_path):
-    stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))
-    Image.fromarray(stripes).save(tmp_path / "x.png")
-    done = class_folders.read_image(tmp_path / "x.png", 16)
-    assert np.abs(done.astype(int) - 127).max() < 20, "grey, where nearest neighbour gives black or white"
+def touched(folder, *names):
+    """Empty files: finding cases reads names only."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
 
 
 @pytest.fixture
@@ -66,90 +32,258 @@ def folder(tmp_path):
     return raw.class_folders(tmp_path / "raw")
 
 
-def test_folder_zip_and_top_folders_give_the_same_set(tmp_path, folder):
+def test_folder_zip_and_top_folders_give_the_same_cases(tmp_path, folder):
     nested = raw.class_folders(tmp_path / "outer" / "inner" / "images of today")
     (tmp_path / "outer" / ".DS_Store").write_text("")
-    sources = [
-        folder,
+    plain = found(folder)
+    assert len(plain) == 24
+    assert class_names(plain) == ["healthy", "ill"]
+    assert [case.case for case in plain[:3]] == ["healthy/healthy-1", "healthy/healthy-2", "healthy/healthy-3"]
+    assert all(case.patient == case.case for case in plain)
+    for source in (
         tmp_path / "outer",
         raw.zipped(folder, tmp_path / "a.zip"),
         raw.zipped(nested, tmp_path / "b.zip", "top"),
+    ):
+        assert found(source) == plain
+
+
+def test_images_folders_are_entered_and_masks_left_alone(tmp_path):
+    names = [f"{label}/images/x-{n}.png" for label in ("a", "b") for n in range(3)]
+    masks = [name.replace("images", masks) for name in names for masks in ("masks", "mask", "Masks")]
+    plain = touched(tmp_path / "plain", *(name.replace("/images", "") for name in names))
+    cases = found(touched(tmp_path / "deep", *names, *masks))
+    assert [case.case for case in cases] == [case.case for case in found(plain)]
+    assert [case.image for case in cases] == names
+
+
+def test_only_images_inside_class_folders_are_taken(tmp_path):
+    images = ["a/1.PNG", "a/2.Jpeg", "a/3.DCM", "a/4.dicom", "a/IM000005", "b/1.2.840.1.dcm", "b/6.jpg"]
+    others = [
+        "top.png",
+        "a/notes.txt",
+        "a/t.xlsx",
+        "a/DICOMDIR",
+        "b/README",
+        "b/masks/6.jpg",
+        "b/p1/mask/1.png",
+        "c/only.csv",
     ]
-    prepared = [prepare_class_folders(source, tmp_path / f"out{n}", 16) for n, source in enumerate(sources)]
-    assert len({data.fingerprint for data in prepared}) == 1
-    assert prepared[0].classes == ["healthy", "ill"]
-    assert len(prepared[0].cases) == 24
+    cases = found(touched(tmp_path, *images, *others))
+    assert sorted(case.image for case in cases) == sorted(images)
+    assert class_names(cases) == ["a", "b"]
+    assert "b/1.2.840.1" in {case.case for case in cases}
 
 
-def test_images_folders_are_entered_and_masks_left_alone(tmp_path, folder):
-    plain = prepare_class_folders(folder, tmp_path / "plain", 16)
-    for name in ("healthy", "ill"):
-        (folder / name).rename(folder / "kept")
-        (folder / name).mkdir()
-        (folder / "kept").rename(folder / name / "images")
-        raw.class_folders(tmp_path / f"masks-{name}", {"masks": 5})
-        (tmp_path / f"masks-{name}" / "masks").rename(folder / name / "masks")
-    assert prepare_class_folders(folder, tmp_path / "deep", 16).fingerprint == plain.fingerprint
+def test_folders_inside_a_class_are_patients(tmp_path):
+    names = ["ill/p1/1.dcm", "ill/p1/study/series/2.dcm", "ill/images/p2/1.dcm", "well/p1/1.dcm", "well/9.png"]
+    patients = {case.case: case.patient for case in found(touched(tmp_path, *names))}
+    assert patients == {
+        "ill/p1/1": "p1",
+        "ill/p1/study/series/2": "p1",
+        "ill/p2/1": "p2",
+        "well/p1/1": "p1",
+        "well/9": "well/9",
+    }
 
 
-def test_an_image_s_label_is_its_folder(tmp_path, folder):
-    data = prepare_class_folders(folder, tmp_path / "out", 20)
-    for row, case in data.cases.iterrows():
-        name, number = case["case"].split("/")[1].rsplit("-", 1)
-        assert data.classes[data.labels[row]] == case["label"] == name
-        expected = raw.picture(1000 * (name == "ill") + int(number) - 1)
-        assert (data.images[row, 0] == expected).all()
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["a/1.png", "a/2.png"], "0 class folders with images, expected at least 2"),  # a lone folder is stripped
+        (["a/1.png", "notes/1.txt"], r"1 class folders with images \(a\), expected at least 2"),
+        (["1.png", "2.png"], "0 class folders"),
+        (["train/a/1.png", "test/a/2.png"], "a split where a class is expected"),
+    ],
+)
+def test_folders_that_cannot_be_used_are_named(tmp_path, names, reason):
+    with pytest.raises(UserError, match=reason) as refusal:
+        found(touched(tmp_path, *names))
+    assert str(tmp_path) in str(refusal.value)
 
 
 def write_manifest(folder, **columns):
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
-    with (folder / "manifest.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["file", "class", *columns])
-        for number, file in enumerate(files):
-            writer.writerow([file, file.split("/")[0], *(column(number) for column in columns.values())])
+    rows = [[file, file.split("/")[0], *(str(of(n)) for of in columns.values())] for n, file in enumerate(files)]
+    lines = [",".join(row) for row in [["file", "class", *columns], *rows]]
+    (folder / "manifest.csv").write_text("\n".join(lines))
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_patients_and_duplicates_keep_together(tmp_path, folder, seed):
-    write_manifest(folder, patient=lambda n: f"00{n // 2}", dup_group=lambda n: "same" if n in (1, 5) else "")
-    data = prepare_class_folders(folder, tmp_path / "out", 16, seed=seed)
-    assert data.cases["patient"].nunique() == 12
-    assert data.cases["patient"].str.startswith("00").all(), "ids stay text"
-    assert (data.cases.groupby("patient")["split"].nunique() == 1).all()
-    linked = data.cases[data.cases["patient"].isin(["000", "002"])]
-    assert len(linked) == 4
-    assert linked["split"].nunique() == 1, "patients 000 and 002 share a duplicate"
+def test_the_manifest_tells_patients_duplicates_and_splits(folder):
+    write_manifest(
+        folder,
+        patient=lambda n: f"00{n // 2}",
+        dup_group=lambda n: "same" if n in (1, 5) else "",
+        split=lambda n: ["train", "val", "test", ""][n % 4],
+    )
+    cases = found(folder)
+    assert [case.patient for case in cases] == [f"00{n // 2}" for n in range(24)], "ids stay text"
+    assert [n for n, case in enumerate(cases) if case.dup_group == "same"] == [1, 5]
+    assert [case.split for case in cases[:4]] == ["train", "val", "test", ""]
+    assert all(case.columns == {} for case in cases)
 
 
-def test_the_manifest_chooses_rows_and_keeps_its_columns(tmp_path, folder):
+def test_an_empty_patient_is_a_patient_of_its_own(folder):
+    write_manifest(folder, patient=lambda n: "p" if n < 2 else "")
+    cases = found(folder)
+    assert [case.patient for case in cases[:2]] == ["p", "p"]
+    assert all(case.patient == case.case for case in cases[2:])
+
+
+def test_the_manifest_chooses_rows_and_keeps_its_columns(folder):
     write_manifest(folder, mini=lambda n: n % 2, scanner=lambda n: f"scanner {n % 3}")
-    data = prepare_class_folders(folder, tmp_path / "out", 16, where="mini=1")
-    assert len(data.cases) == 12
-    assert set(data.cases["scanner"]) == {"scanner 0", "scanner 1", "scanner 2"}
+    cases = found(folder, "mini=1")
+    assert len(cases) == 12
+    assert {case.columns["scanner"] for case in cases} == {"scanner 0", "scanner 1", "scanner 2"}
+    assert {case.columns["mini"] for case in cases} == {"1"}
     with pytest.raises(UserError, match=r"--where maxi=1.*mini"):
-        prepare_class_folders(folder, tmp_path / "other", 16, where="maxi=1")
+        found(folder, "maxi=1")
+    with pytest.raises(UserError, match=r"--where mini=7.*no such row"):
+        found(folder, "mini=7")
 
 
-def test_a_manifest_that_cannot_be_used_is_named(tmp_path, folder):
-    with pytest.raises(UserError, match="--where mini=1.*manifest.csv"):
-        class_folders.find_cases(folder, "mini=1")
-    (folder / "manifest.csv").write_text("file,class\nhealthy/none.png,healthy\n")
-    with pytest.raises(UserError, match=r"manifest.csv.*healthy/none.png"):
-        class_folders.find_cases(folder)
-    (folder / "manifest.csv").write_text("name,class\nx,y\n")
-    with pytest.raises(UserError, match=r"manifest.csv.*no column file"):
-        class_folders.find_cases(folder)
-    (folder / "manifest.csv").write_text("")
-    with pytest.raises(UserError, match=r"manifest.csv"):
-        class_folders.find_cases(folder)
+def test_only_listed_files_are_taken_with_the_class_that_is_stated(tmp_path):
+    touched(tmp_path, "x/1.png", "x/2.png", "x/3.png", "x/odd.name")
+    (tmp_path / "manifest.csv").write_text("file,class\nx/1.png,ill\n./x/odd.name,well\n")
+    assert [(case.case, case.image, case.label) for case in found(tmp_path)] == [
+        ("x/1", "x/1.png", "ill"),
+        ("x/odd.name", "x/odd.name", "well"),
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("separator", [",", ";"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("name", ["manifest.csv", "Manifest.CSV"])
+def test_a_manifest_from_excel_is_read(tmp_path, encoding, separator, newline, name):
+    touched(tmp_path, "ü/1.png", "well/1.png")
+    lines = ["file,class,note", "ü/1.png,ü,größer", "well/1.png,well,", ""]
+    (tmp_path / name).write_bytes(newline.join(lines).replace(",", separator).encode(encoding))
+    assert [(case.label, case.columns["note"]) for case in found(tmp_path)] == [("ü", "größer"), ("well", "")]
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("in_manifest", ["NFC", "NFD"])
+def test_umlauts_are_matched_however_they_are_spelt(tmp_path, on_disk, in_manifest):
+    name = "Lunge/Röntgen-Übersicht.png"
+    touched(tmp_path / "raw", normalize(on_disk, name), "well/1.png")
+    (tmp_path / "raw" / "manifest.csv").write_text(f"file,class\n{normalize(in_manifest, name)},ill\nwell/1.png,well\n")
+    for source in (tmp_path / "raw", raw.zipped(tmp_path / "raw", tmp_path / "raw.zip", "Ordner")):
+        assert found(source)[0].image == normalize(on_disk, name)
 
 
 def test_names_that_pandas_takes_for_nothing_stay_names(tmp_path):
     """A class "None" (no finding) and a patient "NA" are names."""
-    folder = raw.class_folders(tmp_path / "raw", {"None": 12, "ill": 12})
+    folder = raw.class_folders(tmp_path / "raw", {"None": 2, "ill": 2})
     write_manifest(folder, patient=lambda n: "NA" if n == 0 else f"p{n}")
-    data = prepare_class_folders(folder, tmp_path / "out", 16)
-    assert sorted(data.cases["label"].unique()) == ["None", "ill"]
-    assert isinstance(data.cases, pd.DataFrame)
-    assert data.cases["patient"].notna().all()
+    cases = found(folder)
+    assert class_names(cases) == ["None", "ill"]
+    assert cases[0].patient == "NA"
+
+
+BAD = {
+    "a file that is not there": ("file,class\nhealthy/none.png,healthy\n", "lists healthy/none.png, which does not exist"),
+    "several": (
+        "file,class\nn1.png,a\nill/ill-1.png,a\nn2.png,b\nn3.png,b\n",
+        "lists n1.png and 2 more, which do not exist",
+    ),
+    "a path out": ("file,class\n../raw/ill/ill-1.png,ill\n", r"lists \.\./raw/ill/ill-1.png, which does not exist"),
+    "an absolute path": ("file,class\n/etc/passwd,ill\n", "lists /etc/passwd, which does not exist"),
+    "listed twice": ("file,class\nill/ill-1.png,ill\n./ill/ill-1.png,healthy\n", "lists ./ill/ill-1.png twice"),
+    "backslashes": ("file,class\nill\\ill-1.png,ill\n", "expected / between folders"),
+    "no class": ("file,class\nill/ill-1.png,\n", "no class for ill/ill-1.png"),
+    "a row cut short": ("file,class\nill/ill-1.png\n", "no class for ill/ill-1.png"),
+    "no file": ("file,class\n,ill\n", "which does not exist"),
+    "one class": ("file,class\nill/ill-1.png,ill\nill/ill-2.png,ill\n", r"1 class folders with images \(ill\)"),
+    "a split of its own": (
+        "file,class,split\nill/ill-1.png,ill,Train\n",
+        "split 'Train' for ill/ill-1.png; expected train",
+    ),
+    "other columns": ("name,class\nx,y\n", "no column file"),
+    "no columns": ("nothing\n", "no column class, file"),
+    "a column of ours": ("file,class,label\nill/ill-1.png,ill,3\n", "column label"),
+    "no rows": ("file,class\n", "lists no files"),
+    "empty": ("", "not a table"),
+    "blank": ("\n\n", "not a table"),
+    "ragged": ("file,class\nill/ill-1.png,ill\na,b,c,d\n", "not a table"),
+    "rows too long": (
+        "file,class\nill/ill-1.png,ill,x\nhealthy/healthy-1.png,healthy,y\n",
+        "more fields than it has columns",
+    ),
+    "a comma in a name": ("file,class\nill/ill,1.png,ill\n", "more fields than it has columns"),
+    "a quote left open": ('file,class\n"ill/ill-1.png,ill\n', "not a table|not exist|no class"),
+    "Latin 1": ("file,class\nröntgen.png,ill\n".encode("latin-1"), "not a table.*in UTF-8"),
+    "UTF-16": ("file,class\nill/ill-1.png,ill\n".encode("utf-16"), "not a table.*in UTF-8"),
+    "a PNG": (made.huge_png(), "not a table"),
+    "NUL": ("file,class\n\0\0,ill\n", "not a table|not exist"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", BAD)
+def test_a_manifest_that_cannot_be_used_is_named(folder, kind):
+    content, reason = BAD[kind]
+    (folder / "manifest.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=reason) as refusal:
+        found(folder)
+    assert "class folders" in reason or "manifest.csv" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_where_needs_a_manifest(folder):
+    with pytest.raises(UserError, match="--where mini=1.*manifest.csv"):
+        found(folder, "mini=1")
+
+
+def test_a_listed_link_out_of_the_folder_is_refused(tmp_path, folder):
+    (tmp_path / "outside.png").write_bytes((folder / "ill" / "ill-1.png").read_bytes())
+    (folder / "ill" / "link.png").symlink_to(tmp_path / "outside.png")
+    (folder / "manifest.csv").write_text("file,class\nill/link.png,ill\nhealthy/healthy-1.png,healthy\n")
+    with pytest.raises(UserError, match=r"lists ill/link.png: a link out of the folder"):
+        found(folder)
+
+
+def test_a_manifest_that_is_a_link_out_of_the_folder_is_refused(tmp_path, folder):
+    write_manifest(folder)
+    (folder / "manifest.csv").rename(tmp_path / "outside.csv")
+    (folder / "manifest.csv").symlink_to(tmp_path / "outside.csv")
+    with pytest.raises(UserError, match=r"manifest.csv: a link out of the folder"):
+        found(folder)
+
+
+def loaded(folder: Path, size: int = 20):
+    """Every case by name, with what the loader makes of it."""
+    with opened(folder) as files:
+        cases = find_cases(files)
+        load = loader(cases, size)
+        return {case.case: load(case, [files.read(name) for name in case.files]) for case in cases}
+
+
+def test_the_loader_gives_the_image_and_the_index_of_its_folder(folder):
+    for name, (image, label, columns) in loaded(folder).items():
+        kind, number = name.split("/")[1].rsplit("-", 1)
+        assert image.shape == (1, 20, 20)
+        assert (image[0] == raw.picture(1000 * (kind == "ill") + int(number) - 1)).all()
+        assert label == ["healthy", "ill"].index(kind)
+        assert columns == {"shape": "20x20"}
+
+
+def test_the_loader_tells_what_a_dicom_header_states(tmp_path):
+    """The patient too, which pipeline.py takes where the case has none."""
+    content = made.dicom(np.arange(64, dtype=np.uint8).reshape(8, 8), PatientID="from the header", ViewPosition="AP")
+    touched(tmp_path, "ill/1.dcm", "well/1")
+    for name in ("ill/1.dcm", "well/1"):
+        (tmp_path / name).write_bytes(content)
+    told = {name: columns for name, (_, _, columns) in loaded(tmp_path).items()}
+    assert told == dict.fromkeys(["ill/1", "well/1"], {"view": "AP", "patient": "from the header", "shape": "8x8"})
+
+
+def test_choices_are_rows_with_a_reason():
+    assert {row["setting"]: row["value"] for row in choices(64)}["size"] == 64
+    assert all(set(row) == {"setting", "value", "reason", "label"} and row["reason"] for row in choices(64))
+
+
+def test_the_loader_names_the_file_at_fault(tmp_path):
+    touched(tmp_path, "ill/1.png", "well/images/1.png")
+    with pytest.raises(UserError, match=r"^ill/1\.png: is empty"):
+        loaded(tmp_path)

@@ -1,279 +1,413 @@
-"""python -m data_prep: bad input is one line with file or option and what was expected, exit code 2, nothing written."""
+"""python -m data_prep: every source from folder and zip, options, disks, and going on after whatever stopped it."""
 
-import gzip
-import re
-import zipfile
+import contextlib
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
 
-import nibabel as nib
-import numpy as np
-import pandas as pd
 import pytest
+import typer
+from PIL import Image
 
 from data_prep import __main__ as door
+from data_prep import pipeline, sources
+from data_prep.files import Files
 from fedlib.data import open_prepared
 from tests.data_prep import raw
-from tests.helpers import python
+from tests.data_prep.radiographs_raw import dicom, encoded
+from tests.data_prep.spoiled import SOURCES, zipped
+from tests.helpers import python, snapshot, started
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Call the command in this process; gives exit code and the lines on standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["data_prep", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            door.main()
-        return left.value.code or 0, capsys.readouterr().err.splitlines()
-
-    return call
+def reads(monkeypatch):
+    """The names of the files that are read from now on."""
+    names, read = [], Files.read
+    monkeypatch.setattr(Files, "read", lambda files, name: names.append(name) or read(files, name))
+    return names
 
 
-def prepare(command, source, folder, out, *more):
-    options = raw.SETTINGS if source == "mmwhs" else ("--size", "16")
-    return command(source, "--input", folder, "--out", out, *options, *more)
+def stated_fingerprint(lines):
+    return lines[-1].split()[1].removesuffix(";")
 
 
-# Each spoils a good folder (or puts another input in its place) and says what to read in the error line.
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_source_from_folder_and_from_zip(tmp_path, prepare, reads, source):
+    folder = SOURCES[source].make(tmp_path / "raw")
+    shutil.copytree(folder, tmp_path / "below" / "one" / "two")
+    inputs = {"folder": folder, "zip": zipped(folder), "deeper": tmp_path / "below"}
+    for name, given in inputs.items():
+        code, said, told = prepare(source, given, tmp_path / name)
+        assert (code, said) == (0, [])
+        data = open_prepared(tmp_path / name, SOURCES[source].task)
+        assert stated_fingerprint(told) == data.fingerprint[:12]
+        assert told[-1].endswith(str(tmp_path / name))
+        assert data.manifest["source"] == source
+        assert len(data.cases) == SOURCES[source].cases
+    assert len({open_prepared(tmp_path / name).fingerprint for name in inputs}) == 1
+    assert not {path.name for path in tmp_path.iterdir()} - {*inputs, "raw", "below", "x.zip"}, "nothing is unpacked"
 
 
-def no_folder(folder):
-    return folder / "elsewhere", ["--input", "elsewhere", "not exist"]
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("more", [(), ("--overwrite",)], ids=["again", "overwrite"])
+def test_the_same_command_again_reads_nothing_and_leaves_the_set_alone(tmp_path, prepare, reads, source, more):
+    folder = SOURCES[source].make(tmp_path / "raw")
+    first = prepare(source, folder, tmp_path / "out")
+    before = snapshot(tmp_path)
+    reads.clear()
+    again = prepare(source, folder, tmp_path / "out", *more)
+    assert [name for name in reads if name.endswith((".png", ".nii.gz"))] == []
+    assert (again[0], again[2][-4:]) == (0, first[2][-4:])
+    assert snapshot(tmp_path) == before
 
 
-def empty_folder(folder):
-    (folder.parent / "empty").mkdir()
-    return folder.parent / "empty", ["--input", "empty", "expected"]
+def test_a_set_among_its_raw_files_is_none_of_them(tmp_path, prepare):
+    folder = SOURCES["class-folders"].make(tmp_path / "raw")
+    for _ in range(2):
+        assert prepare("class-folders", folder, folder / "prepared")[:2] == (0, [])
+    assert open_prepared(folder / "prepared").classes == ["healthy", "ill"]
 
 
-def text_as_zip(folder):
-    (folder.parent / "x.zip").write_text("not a zip")
-    return folder.parent / "x.zip", ["x.zip", "not a zip", "expected"]
+@pytest.mark.parametrize(("source", "n"), [("synthetic-cxr", 20), ("synthetic-cardiac", 3)])
+def test_phantoms_of_another_recipe_are_refused_before_they_are_drawn(tmp_path, command, monkeypatch, source, n):
+    def call(*more):
+        return command(source, "--cases", n, "--size", "16", "--out", tmp_path / "out", *more)
+
+    assert call()[:2] == (0, [])
+    before = snapshot(tmp_path)
+    monkeypatch.setattr(sources, "write_chest_xrays", None)
+    monkeypatch.setattr(sources, "write_cardiac_ct", None)
+    assert call()[:2] == (0, [])
+    code, said, _ = call("--seed", "5")
+    assert (code, len(said)) == (2, 1)
+    assert f"--out {tmp_path / 'out'}" in said[0]
+    assert "--overwrite" in said[0]
+    assert snapshot(tmp_path) == before
+    monkeypatch.undo()
+    (tmp_path / "out" / "images.npy").write_bytes(b"")
+    assert call("--overwrite")[:2] == (0, [])
+    assert len(open_prepared(tmp_path / "out").cases) == n
 
 
-def empty_zip(folder):
-    zipfile.ZipFile(folder.parent / "x.zip", "w").close()
-    return folder.parent / "x.zip", ["x.zip", "empty"]
+ODD = {"gesund & älter 🫀": 5, "krank, „grippal“ ü": 5, "Class; with 'spaces'": 5}
 
 
-def zip_cut_short(folder):
-    archive = raw.zipped(folder, folder.parent / "x.zip")
-    archive.write_bytes(archive.read_bytes()[:-50])
-    return archive, ["x.zip", "zip"]
+def test_names_with_spaces_umlauts_and_emoji_work(tmp_path, prepare):
+    folder = raw.class_folders(tmp_path / "Röntgen 🩻 bilder", ODD)
+    for given, out in ((folder, "aus Ordner ü"), (zipped(folder), "aus 🗜")):
+        assert prepare("class-folders", given, tmp_path / out)[:2] == (0, [])
+    one, two = (open_prepared(tmp_path / name) for name in ("aus Ordner ü", "aus 🗜"))
+    assert one.fingerprint == two.fingerprint
+    assert one.classes == sorted(ODD)
+    assert set(one.cases["label"]) == set(ODD)
 
 
-def zip_with_flipped_bits(folder):
-    archive = folder.parent / "x.zip"
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-        for path in sorted(folder.rglob("*.*")):
-            packed.write(path, path.relative_to(folder))
-    content = bytearray(archive.read_bytes())
-    content[100:140] = bytes(b ^ 0xFF for b in content[100:140])
-    archive.write_bytes(content)
-    return archive, ["x.zip", "damaged"]
+def test_the_content_of_an_image_counts_not_its_suffix(tmp_path, prepare):
+    folder = SOURCES["class-folders"].make(tmp_path / "raw")
+    (folder / "ill" / "ill-1.png").write_bytes(encoded(Image.fromarray(raw.picture(50)), "JPEG"))
+    (folder / "ill" / "ill-2.png").write_bytes(dicom(raw.picture(51)))
+    (folder / "ill" / "shout.PNG").write_bytes(encoded(Image.fromarray(raw.picture(52))))
+    (folder / "ill" / "patient.png").mkdir()  # a folder that is called like a file
+    for n in (1, 2):
+        Image.fromarray(raw.picture(60 + n)).save(folder / "ill" / "patient.png" / f"{n}.png")
+    assert prepare("class-folders", folder, tmp_path / "out")[:2] == (0, [])
+    cases = open_prepared(tmp_path / "out").cases.set_index("case")
+    assert len(cases) == 15
+    assert cases.loc[["ill/patient.png/1", "ill/patient.png/2"], "patient"].tolist() == ["patient.png"] * 2
 
 
-def zip_with_password(folder):
-    archive = raw.zipped(folder, folder.parent / "x.zip")
-    content = bytearray(archive.read_bytes())
-    for entry in re.finditer(rb"PK\x01\x02", bytes(content)):
-        content[entry.start() + 8] |= 1  # the flag for an encrypted member
-    archive.write_bytes(content)
-    return archive, ["x.zip", "expected"]
+def test_a_patient_in_two_classes_is_counted_and_kept_in_one_split(tmp_path, prepare):
+    folder = SOURCES["class-folders"].make(tmp_path / "raw")
+    for n, name in enumerate(("healthy", "ill")):
+        (folder / name / "both").mkdir()
+        Image.fromarray(raw.picture(70 + n)).save(folder / name / "both" / "1.png")
+    code, _, told = prepare("class-folders", folder, tmp_path / "out")
+    assert code == 0
+    assert "1 patients in several classes" in told[-2]
+    cases = open_prepared(tmp_path / "out").cases
+    assert cases[cases["patient"] == "both"]["split"].nunique() == 1
+    assert cases[cases["patient"] == "both"]["label"].nunique() == 2
 
 
-COMMON = [no_folder, empty_folder, text_as_zip, empty_zip, zip_cut_short, zip_with_flipped_bits, zip_with_password]
+def test_after_a_file_is_mended_the_same_command_goes_on(tmp_path, prepare, reads):
+    folder = SOURCES["class-folders"].make(tmp_path / "raw")
+    last = folder / "ill" / "ill-6.png"
+    good = last.read_bytes()
+    last.write_bytes(good[:90])
+    assert prepare("class-folders", folder, tmp_path / "out", "--jobs", "1")[0] == 2
+    last.write_bytes(good)
+    reads.clear()
+    assert prepare("class-folders", folder, tmp_path / "out", "--jobs", "1")[0] == 0
+    assert reads == ["ill/ill-6.png"]
+    assert prepare("class-folders", folder, tmp_path / "anew")[0] == 0
+    assert open_prepared(tmp_path / "out").fingerprint == open_prepared(tmp_path / "anew").fingerprint
 
 
-def unreadable_image(folder):
-    (folder / "ill" / "ill-3.png").write_bytes(b"\x89PNG broken")
-    return folder, ["ill-3.png", "unreadable", "expected"]
+def test_files_that_came_are_added_only_when_asked(tmp_path, prepare, reads):
+    folder, out = SOURCES["class-folders"].make(tmp_path / "raw"), tmp_path / "out"
+    prepare("class-folders", folder, out)
+    Image.fromarray(raw.picture(50)).save(folder / "ill" / "ill-7.png")
+    before = snapshot(out)
+    code, said, _ = prepare("class-folders", folder, out)
+    assert (code, len(said)) == (2, 1)
+    assert f"--out {out}" in said[0]
+    assert "--overwrite" in said[0]
+    assert snapshot(out) == before
+    reads.clear()
+    assert prepare("class-folders", folder, out, "--overwrite")[:2] == (0, [])
+    assert reads == ["ill/ill-7.png"]
+    assert len(open_prepared(out).cases) == 13
 
 
-def image_cut_short(folder):
-    file = folder / "ill" / "ill-3.png"
-    file.write_bytes(file.read_bytes()[:200])
-    return folder, ["ill-3.png", "unreadable"]
+@pytest.mark.parametrize("changed", [("--size", "24"), ("--seed", "5"), ("--near", "0"), ("--on-bad", "skip")])
+def test_other_settings_need_overwrite(tmp_path, prepare, changed):
+    folder, out = SOURCES["class-folders"].make(tmp_path / "raw"), tmp_path / "out"
+    prepare("class-folders", folder, out)
+    before = snapshot(out)
+    code, said, _ = prepare("class-folders", folder, out, *changed)
+    assert (code, len(said)) == (2, 1)
+    assert "other settings" in said[0]
+    assert "--overwrite" in said[0]
+    assert snapshot(out) == before
+    assert prepare("class-folders", folder, out, *changed, "--overwrite")[:2] == (0, [])
+    assert prepare("class-folders", folder, out, *changed)[:2] == (0, [])
 
 
-def too_few_in_a_class(folder):
-    for file in list((folder / "ill").iterdir())[2:]:
-        file.unlink()
-    return folder, ["'ill'", "2 patients", "at least 3"]
-
-
-def one_class(folder):
-    (folder / "ill").rename(folder.parent / "ill")
-    (folder / "empty class").mkdir()
-    return folder, ["--input", "1 class", "at least 2"]
-
-
-def no_class(folder):
-    return folder / "ill", ["--input", "0 class", "at least 2"]
-
-
-def volume(folder, kind, change):
-    path = folder / f"case_2_{kind}.nii.gz"
-    loaded = nib.load(path)
-    nib.save(change(np.asarray(loaded.dataobj).copy(), loaded.affine.copy()), path)
-
-
-def image_without_label(folder):
-    (folder / "case_2_label.nii.gz").unlink()
-    return folder, ["case_2_image.nii.gz", "label", "expected case_2_label.nii.gz"]
-
-
-def label_without_image(folder):
-    (folder / "case_2_image.nii.gz").unlink()
-    return folder, ["case_2_label.nii.gz", "image", "expected case_2_image.nii.gz"]
-
-
-def other_shape(folder):
-    volume(folder, "label", lambda array, affine: nib.Nifti1Image(array[:-1], affine))
-    return folder, ["case_2_label.nii.gz", "(15, 16, 16)", "(16, 16, 16)"]
-
-
-def four_axes(folder):
-    volume(folder, "image", lambda array, affine: nib.Nifti1Image(array[..., None], affine))
-    return folder, ["case_2", "expected a volume"]
-
-
-def other_affine(folder):
-    volume(folder, "label", lambda array, affine: nib.Nifti1Image(array, affine + np.eye(4)[:, [3, 0, 1, 2]]))
-    return folder, ["case_2_label.nii.gz", "affine", "case_2_image.nii.gz"]
-
-
-def no_myocardium(folder):
-    volume(folder, "label", lambda array, affine: nib.Nifti1Image(np.where(array == 205, 0, array), affine))
-    return folder, ["case_2_label.nii.gz", "Myo", "205", "0, 500, 600"]
-
-
-def no_ventricle(folder):
-    volume(folder, "label", lambda array, affine: nib.Nifti1Image(np.where(array == 500, 420, array), affine))
-    return folder, ["case_2_label.nii.gz", "LV", "500", "420"]
-
-
-def unreadable_volume(folder):
-    (folder / "case_2_image.nii.gz").write_bytes(gzip.compress(b"no NIfTI"))
-    return folder, ["case_2_image.nii.gz", "unreadable", "NIfTI"]
-
-
-def volume_cut_short(folder):
-    path = folder / "case_2_image.nii.gz"
-    path.write_bytes(path.read_bytes()[:2000])
-    return folder, ["case_2_image.nii.gz", "unreadable"]
-
-
-def other_names(folder):
-    for path in list(folder.iterdir()):
-        path.rename(folder / path.name.replace("_image", "_img").replace("_label", "_seg"))
-    return folder, ["--input", "_image.nii.gz", "_label.nii.gz"]
-
-
-def too_few_volumes(folder):
-    for number in (3, 4, 5, 6):
-        for kind in ("image", "label"):
-            (folder / f"case_{number}_{kind}.nii.gz").unlink()
-    return folder, ["2 patients", "at least 3"]
-
-
-PICTURES = [unreadable_image, image_cut_short, too_few_in_a_class, one_class, no_class]
-VOLUMES = [
-    *(image_without_label, label_without_image, other_shape, four_axes, other_affine, no_myocardium),
-    *(no_ventricle, unreadable_volume, volume_cut_short, other_names, too_few_volumes),
-]
-BAD = [("class-folders", spoil) for spoil in COMMON + PICTURES] + [("mmwhs", spoil) for spoil in COMMON + VOLUMES]
-
-
-@pytest.mark.parametrize(("source", "spoil"), BAD, ids=lambda value: getattr(value, "__name__", value))
-def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, command, source, spoil):
-    make = raw.class_folders if source == "class-folders" else raw.pairs
-    folder, words = spoil(make(tmp_path / "raw"))
-    (tmp_path / "results").mkdir()
-    code, said = prepare(command, source, folder, tmp_path / "results" / "out")
-    assert code == 2
-    assert len(said) == 1, said
-    assert said[0].startswith("error: ")
-    assert [word for word in words if word not in said[0]] == [], said[0]
-    assert list((tmp_path / "results").iterdir()) == []
+def test_labels_renamed_in_dataset_json_are_read_anew(tmp_path, prepare):
+    folder, out = SOURCES["msd"].make(tmp_path / "raw"), tmp_path / "out"
+    prepare("msd", folder, out)
+    first = open_prepared(out).fingerprint
+    table = folder / "dataset.json"
+    table.write_text(table.read_text().replace("LV", "swap").replace("Myo", "LV").replace("swap", "Myo"))
+    assert prepare("msd", folder, out)[0] == 2
+    assert prepare("msd", folder, out, "--overwrite")[0] == 0
+    assert open_prepared(out).fingerprint != first
 
 
 BAD_OPTIONS = [
-    (["mmwhs", "--size", "16,16"], ["--size", "16,16", "three"]),
-    (["mmwhs", "--size", "16,16,20"], ["--size", "16,16,20", "8"]),
-    (["mmwhs", "--spacing", "2,2,0"], ["--spacing", "2,2,0", "positive"]),
-    (["mmwhs", "--spacing", "two"], ["--spacing", "two"]),
-    (["class-folders", "--where", "mini=1"], ["--where", "mini=1", "manifest.csv"]),
+    ("class-folders", ["--size", "15"], ["--size", "15", "16"]),
+    ("class-folders", ["--size", "16.5"], ["--size", "16.5", "integer"]),
+    ("class-folders", ["--seed", "-1"], ["--seed", "-1", ">=0"]),
+    ("class-folders", ["--near", "65"], ["--near", "65", "0<=x<=64"]),
+    ("class-folders", ["--jobs", "0"], ["--jobs", "0", ">=1"]),
+    ("class-folders", ["--on-bad", "perhaps"], ["--on-bad", "perhaps", "stop", "skip"]),
+    ("class-folders", ["--where", "mini=1"], ["--where mini=1", "manifest.csv"]),
+    ("class-folders", ["--spacing", "2,2,2"], ["--spacing"]),
+    ("mmwhs", ["--size", "16,16"], ["--size 16,16", "expected 3 positive numbers"]),
+    ("mmwhs", ["--size", "16,16,20"], ["--size 16,16,20", "expected multiples of 8"]),
+    ("mmwhs", ["--size", "16,16,-8"], ["--size 16,16,-8", "expected 3 positive numbers"]),
+    ("mmwhs", ["--size", "16,16,inf"], ["--size 16,16,inf", "expected 3 positive numbers"]),
+    ("mmwhs", ["--spacing", "2,2,0"], ["--spacing 2,2,0", "expected 3 positive numbers"]),
+    ("mmwhs", ["--spacing", "two"], ["--spacing two", "expected 3 positive numbers"]),
+    ("mmwhs", ["--spacing", ""], ["--spacing", "expected 3 positive numbers"]),
+    ("mmwhs", ["--window", "1"], ["--window 1", "expected 2 numbers"]),
+    ("mmwhs", ["--window", "nan,1"], ["--window nan,1", "expected 2 numbers"]),
+    ("mmwhs", ["--window", "440,-160"], ["--window 440,-160", "expected"]),
+    ("mmwhs", ["--modality", "pet"], ["--modality", "pet", "ct", "mr"]),
+    ("mmwhs", ["--crop", "middle"], ["--crop", "middle", "heart", "centre"]),
+    ("mmwhs", ["--margin", "-1"], ["--margin", "-1", ">=0"]),
+    ("mmwhs", ["--margin", "nan"], ["--margin", "nan"]),
+    ("mmwhs", ["--max-loss", "1.5"], ["--max-loss", "1.5", "0<=x<=1"]),
+    ("mmwhs", ["--lv", "LV"], ["--lv LV", "expected label values"]),
+    ("mmwhs", ["--lv", ""], ["lv ''", "expected"]),
+    ("mmwhs", ["--lv", "205"], ["lv '205', myo '205'", "expected"]),
+    ("totalsegmentator", ["--myo", "myocard"], ["--myo myocard", "segmentations/myocard.nii.gz", "expected"]),
+    ("totalsegmentator", ["--lv", "500"], ["--lv 500", "expected names of masks"]),
+    ("msd", ["--lv", "atrium"], ["--lv atrium", "dataset.json", "expected some of"]),
+    ("msd", ["--myo", "LV"], ["myo", "expected"]),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "words"), BAD_OPTIONS, ids=lambda value: " ".join(value[:3]))
-def test_a_bad_option_is_one_line_and_nothing_is_written(tmp_path, command, arguments, words):
-    make = raw.class_folders if arguments[0] == "class-folders" else raw.pairs
-    folder = make(tmp_path / "raw")
-    code, said = command(*arguments, "--input", folder, "--out", tmp_path / "out")
-    assert code == 2
-    assert len(said) == 1
+@pytest.mark.parametrize(("source", "options", "words"), BAD_OPTIONS, ids=lambda value: " ".join(value[:2]))
+def test_a_bad_option_is_one_line_and_nothing_is_written(tmp_path, prepare, source, options, words):
+    folder = SOURCES[source].make(tmp_path / "raw")
+    code, said, _ = prepare(source, folder, tmp_path / "out", *options)
+    assert (code, len(said)) == (2, 1), said
+    assert said[0].startswith("error: ")
     assert [word for word in words if word not in said[0]] == [], said[0]
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["synthetic-cxr", "--cases", "3"], ["--cases", "3"]),
+        (["synthetic-cxr", "--cases", "19"], ["--cases", "19", ">=20"]),
         (["synthetic-cardiac", "--size", "sixteen"], ["--size", "sixteen"]),
-        (["class-folders", "--on-bad", "perhaps"], ["--on-bad", "perhaps"]),
         (["radiographs"], ["radiographs"]),
         (["class-folders"], ["--input"]),
+        (["mmwhs", "--input", "."], ["--out"]),
+        (["download", "mmwhs"], ["--to"]),
+        (["--verbose"], ["--verbose"]),
     ],
     ids=lambda value: " ".join(value),
 )
-def test_what_the_command_line_itself_refuses_names_option_and_value(tmp_path, command, arguments, words):
-    code, said = command(*arguments, *([] if arguments == ["radiographs"] else ["--out", tmp_path / "out"]))
-    assert code == 2
-    assert all(word in said[-1] for word in words), said
+def test_what_the_command_line_itself_refuses_names_option_and_value(tmp_path, monkeypatch, command, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, said, _ = command(*arguments)
+    assert (code, len(said)) == (2, 1)
+    assert all(word in said[0] for word in words), said
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_cases_are_skipped_and_listed_when_asked(tmp_path, command):
-    folder = raw.pairs(tmp_path / "raw", 8)
-    no_myocardium(folder)
-    (folder / "case_5_image.nii.gz").write_bytes(b"x")
-    (folder / "case_6_label.nii.gz").unlink()
-    code, said = prepare(command, "mmwhs", folder, tmp_path / "out", "--on-bad", "skip")
-    assert (code, said) == (0, [])
-    listed = pd.read_csv(tmp_path / "out" / "qc.csv")
-    assert [f"case_{n}_" in file for n, file in zip((2, 5, 6), listed["file"], strict=True)] == [True] * 3
-    assert listed["reason"].notna().all()
-    assert len(open_prepared(tmp_path / "out", "segmentation").cases) == 5
+def beside_a_thesis(folder):
+    (folder / "out").mkdir()
+    (folder / "out" / "thesis.txt").write_text("years of work")
+    return folder / "out"
 
 
-def test_skipping_leaves_out_an_unreadable_image(tmp_path, command):
-    folder, _ = unreadable_image(raw.class_folders(tmp_path / "raw"))
-    assert prepare(command, "class-folders", folder, tmp_path / "out", "--on-bad", "skip")[0] == 0
-    assert pd.read_csv(tmp_path / "out" / "qc.csv")["file"].str.endswith("ill-3.png").tolist() == [True]
+def beside_a_thesis_with_a_manifest(folder):
+    """Many tools write a manifest.json; that does not make their folder a prepared set."""
+    (beside_a_thesis(folder) / "manifest.json").write_text("{}")
+    return folder / "out"
 
 
-def test_an_existing_output_is_kept(tmp_path, command):
-    folder, out = raw.class_folders(tmp_path / "raw"), tmp_path / "out"
-    assert prepare(command, "class-folders", folder, out)[0] == 0
+def a_file(folder):
+    (folder / "out").write_text("years of work")
+    return folder / "out"
+
+
+def below_a_file(folder):
+    return a_file(folder) / "deeper" / "set"
+
+
+def endless_name(folder):
+    return folder / ("x" * 300)
+
+
+def name_with_no_room_for_ours(folder):
+    return folder / ("x" * 250)
+
+
+def below_proc(folder):
+    return Path("/proc/self/set")
+
+
+def below_sys(folder):
+    return Path("/sys/kernel/set")
+
+
+def the_raw_files(folder):
+    return folder / "raw"
+
+
+@pytest.mark.parametrize("more", [(), ("--overwrite",)], ids=["", "overwrite"])
+@pytest.mark.parametrize(
+    "place",
+    [beside_a_thesis, beside_a_thesis_with_a_manifest, a_file, below_a_file, endless_name, name_with_no_room_for_ours]
+    + [below_proc, below_sys, the_raw_files],
+    ids=lambda place: place.__name__,
+)
+def test_a_place_that_cannot_be_written_is_one_line_and_nothing_is_lost(tmp_path, prepare, place, more):
+    folder = SOURCES["class-folders"].make(tmp_path / "raw")
+    out = place(tmp_path)
+    before = snapshot(tmp_path)
+    code, said, _ = prepare("class-folders", folder, out, *more)
+    assert (code, len(said)) == (2, 1), said
+    assert said[0].startswith(f"error: --out {out}: ")
+    assert "expected a" in said[0]
+    assert snapshot(tmp_path) == before
+
+
+def test_a_damaged_set_is_named_and_made_anew_when_asked(tmp_path, prepare):
+    folder, out = SOURCES["class-folders"].make(tmp_path / "raw"), tmp_path / "out"
+    prepare("class-folders", folder, out)
     first = open_prepared(out).fingerprint
-    code, said = prepare(command, "class-folders", folder, out, "--seed", "5")
-    assert code == 2
-    assert "--overwrite" in said[0]
-    assert open_prepared(out).fingerprint == first
-    assert prepare(command, "class-folders", folder, out, "--seed", "5", "--overwrite")[0] == 0
-    assert open_prepared(out).fingerprint != first
-    code, said = prepare(command, "class-folders", folder, folder, "--overwrite")
-    assert code == 2, "the raw images are not a prepared set"
-    assert "--out" in said[0]
-    assert len(list((folder / "ill").iterdir())) == 12
+    for name in ("images.npy", "cases.csv", "manifest.json"):
+        (out / name).write_bytes((out / name).read_bytes()[:100])
+        code, said, _ = prepare("class-folders", folder, out)
+        assert (code, len(said)) == (2, 1)
+        assert str(out / name) in said[0]
+        assert prepare("class-folders", folder, out, "--overwrite")[:2] == (0, [])
+        assert open_prepared(out).fingerprint == first
+
+
+@contextlib.contextmanager
+def largest_file(n):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room", [0, 60, 200, 1000, 2000, 3100])
+@pytest.mark.parametrize("there", [False, True], ids=["new", "update"])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, prepare, room, there):
+    folder, out = SOURCES["class-folders"].make(tmp_path / "raw"), tmp_path / "results" / "out"
+    more = ["--overwrite"] if there else []
+    if there:
+        prepare("class-folders", folder, out)
+        Image.fromarray(raw.picture(50)).save(folder / "healthy" / "healthy-0.png")
+    before = snapshot(out)
+    with largest_file(room):
+        code, said, _ = prepare("class-folders", folder, out, *more)
+    assert (code, len(said)) == (2, 1), said
+    assert said[0].startswith(f"error: --out {out}: cannot be written (File too large); expected a folder with room")
+    assert {path.name for path in out.parent.iterdir()} <= {"out", ".out.partial"}
+    assert snapshot(out) == before
+    assert prepare("class-folders", folder, out, *more)[:2] == (0, [])
+    assert prepare("class-folders", folder, tmp_path / "anew")[0] == 0
+    assert open_prepared(out).fingerprint == open_prepared(tmp_path / "anew").fingerprint
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_too_little_room_is_said_before_the_disk_is_full(tmp_path, prepare, monkeypatch):
+    folder = SOURCES["class-folders"].make(tmp_path / "raw")
+    usage = namedtuple("usage", "total used free")  # noqa: PYI024
+    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
+    code, said, _ = prepare("class-folders", folder, tmp_path / "out")
+    assert (code, len(said)) == (2, 1)
+    assert f"--out {tmp_path / 'out'}" in said[0]
+    assert "GiB free, expected" in said[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_download_by_hand_says_the_steps(tmp_path, command):
+    code, said, told = command("download", "mmwhs", "--to", tmp_path / "x")
+    assert (code, len(said)) == (2, 1)
+    assert all(word in said[0] for word in ("download mmwhs", "https://", "python -m data_prep mmwhs --input"))
+    assert any("licence" in line for line in told)
+    code, said, _ = command("download", "mwhs", "--to", tmp_path / "x")
+    assert (code, len(said)) == (2, 1)
+    assert "download mwhs: expected one of covid19-radiography" in said[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+COMMANDS = typer.main.get_command(door.app).commands
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_what_every_option_means(command, name):
+    code, _, told = command(name, "--help")
+    text = " ".join(" ".join(told).split())
+    assert code == 0
+    assert COMMANDS[name].help.split("\n")[0].split(":")[0] in text
+    for parameter in COMMANDS[name].params:
+        assert isinstance(parameter, typer.core.TyperArgument) or parameter.help, parameter.name
+        assert parameter.opts[0] in text.replace("SOURCE", "source")
+    assert name == "download" or "default: 0" in text
+    assert name not in ("mmwhs", "totalsegmentator", "msd") or "Defaults: --spacing 2,2,2 --size 96,96,96" in text
+
+
+def test_help_names_every_source(command):
+    code, _, told = command("--help")
+    assert code == 0
+    assert all(name in " ".join(told) for name in COMMANDS)
+    assert set(COMMANDS) > set(SOURCES)
+
+
+# Real processes.
 
 
 def test_the_door_as_a_process(tmp_path):
     made = python("-m", "data_prep", "synthetic-cardiac", "--cases", 4, "--size", 16, "--out", tmp_path / "set")
-    assert made.returncode == 0, made.stderr
+    assert (made.returncode, made.stderr) == (0, "")
     data = open_prepared(tmp_path / "set", "segmentation")
     assert data.fingerprint[:12] in made.stdout
     refused = python("-m", "data_prep", "class-folders", "--input", tmp_path / "none", "--out", tmp_path / "out")
@@ -283,10 +417,65 @@ def test_the_door_as_a_process(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
 
 
-def test_help_names_every_source(command, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["data_prep", "--help"])
-    with pytest.raises(SystemExit):
-        door.main()
-    text = capsys.readouterr().out
-    sources = ("synthetic-cxr", "synthetic-cardiac", "class-folders", "mmwhs")
-    assert all(source in text for source in sources)
+EAGER = "from data_prep import writer, __main__; writer.COMMIT_SECONDS = 0; __main__.main()"
+
+
+@pytest.fixture
+def half_way(tmp_path):
+    """A real command over 300 images, which had prepared some of them when it was last looked at."""
+    folder = raw.class_folders(tmp_path / "raw", {"healthy": 150, "ill": 150})
+    arguments = ["class-folders", "--input", folder, "--out", tmp_path / "out", "--size", "64", "--near", "0"]
+    process = started([sys.executable, "-c", EAGER, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
+    images, until = tmp_path / ".out.partial" / "images.npy", time.monotonic() + 60
+    while not (images.exists() and images.stat().st_size > 20 * 64 * 64):
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    yield process, arguments
+    process.kill()
+    process.wait()
+    process.stderr.close()
+
+
+def assert_goes_on(tmp_path, command, arguments, reads):
+    assert not (tmp_path / "out").exists()
+    assert command(*arguments)[:2] == (0, [])
+    assert 0 < len(reads) < 300
+    assert command(*map(str, arguments[:4]), tmp_path / "anew", *arguments[5:])[0] == 0
+    assert open_prepared(tmp_path / "out").fingerprint == open_prepared(tmp_path / "anew").fingerprint
+    assert {path.name for path in tmp_path.iterdir()} == {"raw", "out", "anew"}
+
+
+def test_a_killed_command_goes_on(tmp_path, command, reads, half_way):
+    process, arguments = half_way
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert (tmp_path / ".out.partial" / "journal.jsonl").exists()
+    assert_goes_on(tmp_path, command, arguments, reads)
+
+
+def test_ctrl_c_is_one_line_and_the_command_goes_on(tmp_path, command, reads, half_way):
+    """While it works, a second one refuses."""
+    process, arguments = half_way
+    process.send_signal(signal.SIGSTOP)
+    code, said, _ = command(*arguments)
+    process.send_signal(signal.SIGINT)  # delivered the moment it goes on
+    process.send_signal(signal.SIGCONT)
+    assert (code, len(said)) == (2, 1)
+    assert f"--out {tmp_path / 'out'}: another data_prep is writing it" in said[0]
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert said.splitlines() == ["Interrupted. The same command goes on from here."]
+    assert_goes_on(tmp_path, command, arguments, reads)
+
+
+def test_a_process_on_a_full_disk_says_so_in_one_line(tmp_path):
+    folder = SOURCES["mmwhs"].make(tmp_path / "raw")
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); "
+    arguments = ["mmwhs", "--input", folder, "--out", tmp_path / "out", *SOURCES["mmwhs"].options]
+    done = python("-c", limited + "from data_prep.__main__ import main; main()", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"error: --out {tmp_path / 'out'}: cannot be written (File too large); expected a folder with room"
+    ]
+    assert not (tmp_path / "out").exists()

@@ -1,131 +1,347 @@
-"""Splits keep patients and duplicates together whatever the links; a set is refused rather than written half."""
+"""From files to a set: what cannot be used is named, what was read is not read again, and the way there does not matter."""
 
-from pathlib import Path
+import json
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from dataclasses import replace
 
-import networkx as nx
-import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import torch
 
-from data_prep.pipeline import Case, assign_splits, check_out, natural_key, prepare
-from fedlib.config import UserError
-
-MANIFEST = {"task": "classification", "classes": ["a"], "spacing_mm": None, "title": "t", "synthetic": True}
-
-
-@st.composite
-def linked_cases(draw):
-    """One to three images a patient, each perhaps a duplicate of another patient's."""
-    n = draw(st.integers(12, 40))
-    patients = [str(draw(st.integers(0, n))) for _ in range(n)]
-    duplicates = [draw(st.sampled_from(["", "", "", "d1", "d2"])) for _ in range(n)]
-    return pd.DataFrame({"case": [f"c{i}" for i in range(n)], "patient": patients, "label": "", "dup_group": duplicates})
+from data_prep import pipeline
+from data_prep.files import opened
+from data_prep.pipeline import check_out
+from fedlib.config import ROOT, UserError
+from fedlib.data import open_prepared
+from tests.data_prep.raw import zipped
+from tests.data_prep.sets import MANIFEST, cases_of, load, pixels, prepared, raw
 
 
-@given(linked_cases(), st.integers(0, 9))
-def test_splits_are_patient_and_duplicate_disjoint(cases, seed):
-    links = nx.Graph()
-    for row in cases.itertuples():
-        links.add_edge(row.case, f"patient {row.patient}")
-        if row.dup_group:
-            links.add_edge(row.case, f"duplicate {row.dup_group}")
-    groups = [[name for name in group if name.startswith("c")] for group in nx.connected_components(links)]
-    if len(groups) < 3:
-        with pytest.raises(UserError, match="at least 3"):
-            assign_splits(cases, seed)
-        return
-    split = assign_splits(cases, seed).set_index("case")["split"]
-    assert all(split[group].nunique() == 1 for group in groups)
-    assert set(split) == {"train", "val", "test"}
+class Counting:
+    """A loader that notes what it was asked for, and stops where it is told to."""
+
+    def __init__(self, stop=None, error=KeyboardInterrupt):
+        self.stop, self.error, self.seen = stop, error, []
+
+    def __call__(self, case, contents):
+        if case.case == self.stop:
+            raise self.error
+        self.seen.append(case.case)
+        return load(case, contents)
 
 
-def test_splits_are_stratified_by_class_and_come_from_the_seed():
-    names = [f"c{n}" for n in range(200)]
-    label = ["rare" if n % 10 == 0 else "common" for n in range(200)]
-    cases = pd.DataFrame({"case": names, "patient": names, "label": label, "dup_group": ""})
-    one, two, other = (assign_splits(cases.copy(), seed) for seed in (0, 0, 1))
-    assert one.equals(two)
-    assert not one.equals(other)
-    counts = pd.crosstab(one["label"], one["split"])
-    assert counts.loc["common"].to_dict() == pytest.approx({"train": 108, "val": 18, "test": 54}, abs=1)
-    assert counts.loc["rare"].to_dict() == pytest.approx({"train": 12, "val": 2, "test": 6}, abs=1)
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
-def cases_of(n):
-    return [Case(case=f"c{i}", patient=f"p{i}", image=Path(f"c{i}.png"), label="a") for i in range(n)]
+def spoil(folder, *numbers):
+    for number in numbers:
+        (folder / f"c{number}.raw").write_text("grey")
 
 
-def loading(bad=(), error=None):
-    def load(case):
-        if case.case in bad:
-            raise error or UserError(f"{case.image}: unreadable")
-        return np.zeros((1, 2, 2), np.uint8), 0, {"width": 2}
-
-    return load
+@pytest.fixture
+def source(tmp_path):
+    return raw(tmp_path / "raw")
 
 
-def test_a_bad_case_stops_and_names_the_way_out(tmp_path):
-    with pytest.raises(UserError, match=r"c4.png: unreadable.*--on-bad skip"):
-        prepare(cases_of(6), loading({"c4"}), tmp_path / "out", MANIFEST)
-    assert list(tmp_path.iterdir()) == []
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "sets" / "out"
 
 
-def test_a_bad_case_is_skipped_and_listed_when_asked(tmp_path):
-    data = prepare(cases_of(6), loading({"c1", "c4"}), tmp_path / "out", MANIFEST, on_bad="skip")
-    listed = pd.read_csv(tmp_path / "out" / "qc.csv")
-    assert listed["file"].tolist() == ["c1.png", "c4.png"]
-    assert listed["reason"].str.contains("unreadable").all()
-    assert data.cases["case"].tolist() == ["c0", "c2", "c3", "c5"]
-    assert len(data.images) == len(data.labels) == 4
+def test_what_the_files_hold_is_prepared_in_their_order(source, out):
+    data = prepared(source, out)
+    assert data.cases["case"].tolist() == [f"c{n}" for n in range(1, 13)]
+    assert data.cases["file"].tolist() == [f"c{n}.raw" for n in range(1, 13)]
+    assert data.cases["label"].tolist() == ["a", "b"] * 6
+    assert data.labels.tolist() == [0, 1] * 6
+    assert all((data.images[n] == pixels(n + 1)).all() for n in range(12))
+    assert (data.cases["width"] == 32).all(), "what the loader says of a case"
+    assert set(data.cases["split"]) == {"train", "val", "test"}
+    assert data.manifest["counts"] == {
+        "found": 12, "prepared": 12, "rejected": 0, "patients": 12, "patients_in_several_classes": 0,
+        "exact_duplicates": 0, "near_duplicates": 0, "near_duplicates_across_classes": 0}  # fmt: skip
+    assert names(out.parent) == ["out"]
+    assert "counts" not in MANIFEST, "the caller's manifest is left alone"
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError("full"), OSError("disk full")])
-def test_whatever_stops_it_nothing_is_left(tmp_path, error):
-    with pytest.raises(type(error)):
-        prepare(cases_of(6), loading({"c4"}, error), tmp_path / "out", MANIFEST, on_bad="skip")
-    assert list(tmp_path.iterdir()) == []
+def test_a_bad_case_stops_and_names_the_file_and_the_way_out(source, out):
+    spoil(source, 5)
+    with pytest.raises(UserError) as caught:
+        prepared(source, out)
+    assert str(caught.value).startswith(f"{source}/c5.raw: 'grey', expected a number (--on-bad skip")
+    assert not out.exists()
 
 
-def test_no_usable_case_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"none of 2 cases.*c0.png: unreadable"):
-        prepare(cases_of(2), loading({"c0", "c1"}), tmp_path / "out", MANIFEST, on_bad="skip")
-    assert list(tmp_path.iterdir()) == []
+def test_after_a_stop_the_bad_file_is_mended_and_only_the_rest_is_read(source, out):
+    spoil(source, 5)
+    with pytest.raises(UserError):
+        prepared(source, out)
+    (source / "c5.raw").write_text("5")
+    rest = Counting()
+    assert len(prepared(source, out, rest).cases) == 12
+    assert rest.seen == [f"c{n}" for n in range(5, 13)]
 
 
-def test_an_old_set_is_replaced_only_when_asked_and_only_by_a_whole_one(tmp_path):
-    out = tmp_path / "out"
-    first = prepare(cases_of(6), loading(), out, MANIFEST).fingerprint
+def test_bad_cases_are_skipped_and_listed_when_asked(source, out):
+    spoil(source, 11, 2)
+    data = prepared(source, out, on_bad="skip")
+    listed = pd.read_csv(out / "qc.csv")
+    assert listed.to_numpy().tolist() == [[f"c{n}.raw", f"c{n}.raw: 'grey', expected a number"] for n in (2, 11)]
+    assert len(data.cases) == len(data.images) == len(data.labels) == 10
+    assert data.manifest["counts"]["rejected"] == 2
+    assert data.manifest["counts"]["found"] == 12
+
+
+def test_a_set_with_skipped_cases_does_not_pass_for_a_whole_one(source, out):
+    spoil(source, 3)
+    one = prepared(source, out, on_bad="skip").fingerprint
+    again = Counting()
     with pytest.raises(UserError, match="--overwrite"):
-        prepare(cases_of(7), loading(), out, MANIFEST)
-    with pytest.raises(UserError, match="unreadable"):
-        prepare(cases_of(7), loading({"c6"}), out, MANIFEST, overwrite=True)
-    assert prepare(cases_of(7), loading(), out, MANIFEST, overwrite=True).fingerprint != first
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        prepared(source, out, again)
+    with pytest.raises(UserError, match="c3.raw: 'grey'"):
+        prepared(source, out, again, overwrite=True)
+    assert again.seen == [], "that it is bad is known"
+    assert open_prepared(out).fingerprint == one, "the old set stands"
 
 
-def test_a_folder_that_is_not_a_prepared_set_is_never_replaced(tmp_path):
+@pytest.mark.parametrize("error", [ZeroDivisionError("what?\nwhat?"), OSError("no such codec"), MemoryError("full")])
+def test_what_a_library_did_not_think_of_is_the_fault_of_the_case(source, out, error):
+    data = prepared(source, out, Counting("c4", error), on_bad="skip")
+    (reason,) = pd.read_csv(out / "qc.csv")["reason"]
+    assert reason == f"c4.raw: cannot be prepared ({type(error).__name__}: {' '.join(str(error).split())})"
+    assert len(data.cases) == 11
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_an_interruption_passes_and_the_next_call_reads_only_the_rest(source, out, jobs):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with pytest.raises(KeyboardInterrupt):
+        prepared(source, out, Counting("c8"), jobs=jobs)
+    assert torch.get_num_threads() == 2, "given back although the error is kept"
+    torch.set_num_threads(threads)
+    assert not out.exists()
+    rest = Counting()
+    data = prepared(source, out, rest, jobs=jobs)
+    assert sorted(rest.seen) == sorted(f"c{n}" for n in range(8, 13))
+    assert data.fingerprint == prepared(source, out.with_name("whole")).fingerprint
+    assert names(out.parent) == ["out", "whole"]
+
+
+def test_after_an_error_what_has_not_begun_is_not_read(source, out):
+    spoil(source, 1)
+    loader = Counting()
+    with pytest.raises(UserError):
+        prepared(source, out, loader, jobs=4)
+    assert len(loader.seen) <= 9, "no more than are in the queue, and bounded whatever the number of cases"
+
+
+def test_the_same_call_again_reads_nothing(source, out):
+    one, again = prepared(source, out), Counting()
+    stamps = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    for options in ({}, {"overwrite": True}):
+        assert prepared(source, out, again, **options).fingerprint == one.fingerprint
+    assert again.seen == []
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == stamps
+
+
+def test_only_a_file_that_changed_is_read_again(source, out):
+    prepared(source, out)
+    (source / "c3.raw").write_text("33")
+    with pytest.raises(UserError, match="from other files or with other settings"):
+        prepared(source, out)
+    changed = Counting()
+    data = prepared(source, out, changed, overwrite=True)
+    assert changed.seen == ["c3"]
+    assert (data.images[2] == pixels(33)).all()
+    os.utime(source / "c4.raw", ns=(1, 1))
+    (source / "c12.raw").unlink()
+    assert len(prepared(source, out, changed, overwrite=True).cases) == 11
+    assert changed.seen == ["c3", "c4"]
+    assert open_prepared(out).fingerprint == prepared(source, out.with_name("new")).fingerprint
+
+
+def test_another_recipe_reads_all_again_and_needs_overwrite(source, out):
+    prepared(source, out)
+    other, again = MANIFEST | {"recipe": {"size": 64}}, Counting()
+    with pytest.raises(UserError, match="--overwrite"):
+        prepared(source, out, again, manifest=other)
+    assert again.seen == []
+    assert prepared(source, out, again, manifest=other, overwrite=True).manifest["recipe"] == {"size": 64}
+    assert len(again.seen) == 12
+
+
+def test_another_seed_deals_again_but_reads_nothing(source, out):
+    one, again = prepared(source, out), Counting()
+    two = prepared(source, out, again, seed=1, overwrite=True)
+    assert again.seen == []
+    assert not two.cases["split"].equals(one.cases["split"])
+
+
+@pytest.mark.parametrize("jobs", [4, 30])
+def test_the_number_of_jobs_does_not_change_the_set(source, out, jobs):
+    spoil(source, 7)
+    one, many = (prepared(source, out / str(n), jobs=n, on_bad="skip") for n in (1, jobs))
+    assert one.fingerprint == many.fingerprint
+
+
+def test_a_finished_set_with_refusals_is_the_same_in_one_go_or_two(source, out):
+    spoil(source, 3, 10)
+    with pytest.raises(KeyboardInterrupt):
+        prepared(source, out / "two", Counting("c8"), on_bad="skip")
+    one, two = (prepared(source, out / name, on_bad="skip") for name in ("one", "two"))
+    assert one.manifest["files"] == two.manifest["files"]
+
+
+def test_unsafe_names_are_listed_or_stop(source, out):
+    os.symlink("/etc/passwd", source / "out.raw")
+    cases = [case for case in cases_of(source) if case.case != "out"]
+    with pytest.raises(UserError, match=f"^{source}/out.raw: a link out of the folder"):
+        prepared(source, out, cases=cases)
+    assert not out.parent.exists()
+    prepared(source, out, cases=cases, on_bad="skip")
+    assert pd.read_csv(out / "qc.csv")["file"].tolist() == ["out.raw"]
+
+
+def test_a_name_twice_is_an_error(source, out):
+    cases = cases_of(source)
+    for twin in (replace(cases[0], image="c2.raw"), replace(cases[0], label="b"), cases[0]):
+        with pytest.raises(UserError, match="is case 'c1', as is c1.raw") as caught:
+            prepared(source, out, cases=[*cases, replace(twin)])
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spoiled", [[], range(1, 13)])
+def test_no_usable_case_is_an_error(source, out, spoiled):
+    spoil(source, *spoiled)
+    with pytest.raises(UserError, match="no case can be used; " + ("the first: c1.raw: 'grey'" if spoiled else "none")):
+        prepared(source, out, cases=None if spoiled else [], on_bad="skip")
+    assert names(out.parent) == []
+
+
+def test_a_set_of_nothing_but_contradictions_is_an_error(source, out):
+    for number in range(1, 13):
+        (source / f"c{number}.raw").write_text("1")
+    with pytest.raises(UserError, match=r"^--input .*no case can be used; the first: c1.raw: the same pixels"):
+        prepared(source, out, on_bad="skip")
+
+
+def test_duplicates_are_listed_kept_together_and_refused_where_classes_differ(source, out):
+    (source / "c3.raw").write_text("1")  # both of class a
+    (source / "c6.raw").write_text("5")  # of b and a
+    with pytest.raises(UserError, match="c5.raw: the same pixels in more than one class: c5 .a., c6 .b."):
+        prepared(source, out)
+    data = prepared(source, out, on_bad="skip")
+    assert pd.read_csv(out / "qc.csv")["file"].tolist() == ["c5.raw", "c6.raw"]
+    assert pd.read_csv(out / "duplicates.csv")[["case_a", "case_b", "kind"]].to_numpy().tolist() == [["c1", "c3", "exact"]]
+    cases = data.cases.set_index("case")
+    assert cases.loc["c1", "split"] == cases.loc["c3", "split"]
+    assert cases.loc["c1", "dup_group"] == cases.loc["c3", "dup_group"] != ""
+    counts = data.manifest["counts"]
+    assert (counts["prepared"], counts["rejected"], counts["exact_duplicates"]) == (10, 2, 1)
+    assert len(data.images) == 10
+    assert (data.images[4] == pixels(7)).all(), "arrays and table go together"
+
+
+def test_a_patient_whom_only_the_file_names_is_one_patient(source, out):
+    def knowing(case, contents):
+        image, label, columns = load(case, contents)
+        return image, label, columns | {"patient": "p7" if case.case in ("c1", "c3", "c5") else ""}
+
+    data = prepared(source, out, knowing)
+    cases = data.cases.set_index("case")
+    assert cases.loc[["c1", "c3", "c5"], "patient"].tolist() == ["p7"] * 3
+    assert cases.loc[["c1", "c3", "c5"], "split"].nunique() == 1
+    assert cases.loc["c2", "patient"] == "c2", "no name is no patient shared by all"
+    assert data.manifest["counts"]["patients"] == 10
+    stated = [replace(case, patient=f"s{case.case}") for case in cases_of(source)]
+    assert prepared(source, out / "stated", knowing, stated).cases["patient"][0] == "sc1", "the source comes first"
+
+
+def test_columns_of_the_source_are_kept_and_stated_splits_honoured(source, out):
+    splits = ["train"] * 6 + ["val"] * 2 + ["test"] * 4
+    cases = [
+        replace(case, split=split, columns={"hospital": f"h{n % 2}", "width": 7})
+        for n, (case, split) in enumerate(zip(cases_of(source), splits, strict=True))
+    ]
+    data = prepared(source, out, cases=cases)
+    assert data.cases["split"].tolist() == splits
+    assert data.cases["hospital"].tolist() == ["h0", "h1"] * 6
+    assert (data.cases["width"] == 7).all(), "what the source says comes before what the file says"
+
+
+def test_a_folder_that_is_not_a_prepared_set_is_never_replaced(source, tmp_path):
     precious = tmp_path / "precious"
     precious.mkdir()
-    check_out(precious, overwrite=False)  # empty: nothing to lose
+    check_out(precious)  # empty: nothing to lose
     (precious / "thesis.txt").write_text("x")
-    for overwrite in (False, True):
-        with pytest.raises(UserError, match="precious"):
-            check_out(precious, overwrite)
-    with pytest.raises(UserError, match=r"thesis.txt"):
-        check_out(precious / "thesis.txt", overwrite=True)
+    for place in (precious, precious / "thesis.txt"):
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="is not a prepared set"):
+                prepared(source, place, overwrite=overwrite)
+    assert (precious / "thesis.txt").read_text() == "x"
 
 
-def test_what_a_killed_process_left_does_not_stop_the_next(tmp_path, monkeypatch):
-    """In a container the next process has the same number, and would meet the folder of the one that was killed."""
-    monkeypatch.setattr("fedlib.data.shutil.rmtree", lambda *_, **__: None)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(cases_of(6), loading({"c4"}, KeyboardInterrupt()), tmp_path / "out", MANIFEST)
-    monkeypatch.undo()
-    assert len(prepare(cases_of(6), loading(), tmp_path / "out", MANIFEST).cases) == 6
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+def test_a_damaged_set_is_made_anew_when_asked(source, out):
+    one = prepared(source, out).fingerprint
+    (out / "images.npy").write_bytes(b"")
+    with pytest.raises(UserError, match="images.npy"):
+        prepared(source, out)
+    assert prepared(source, out, overwrite=True).fingerprint == one
 
 
-def test_natural_order():
-    assert sorted(["c10", "c9", "c1", "b2"], key=natural_key) == ["b2", "c1", "c9", "c10"]
+@pytest.mark.parametrize("first_is_bad", [False, True])
+def test_too_little_room_is_said_after_the_first_case(source, out, monkeypatch, first_is_bad):
+    spoil(source, *([1] if first_is_bad else []))
+    disk = namedtuple("disk", "total used free")
+    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda _: disk(10**9, 10**9, 12000))
+    loader = Counting()
+    with pytest.raises(UserError, match=r"0.0 GiB free, expected 0.0 GiB"):
+        prepared(source, out, loader, on_bad="skip")
+    assert len(loader.seen) <= 5
+    assert not out.exists()
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from data_prep import writer
+from tests.data_prep.sets import load, prepared
+writer.COMMIT_SECONDS = 0
+folder, out, stop = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+def blocking(case, contents):
+    if case.case == f"c{stop}":
+        print(f"reached c{stop}", flush=True)
+        sys.stdin.read()
+    return load(case, contents)
+prepared(folder, out, blocking, jobs=2)
+"""
+
+
+def test_a_killed_process_loses_nothing_that_was_committed(tmp_path, out):
+    source, stop = raw(tmp_path / "many", 60), 30
+    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", KILLED, source, out, str(stop)], cwd=ROOT, text=True, **pipe) as killed:
+        assert any(f"reached c{stop}" in line for line in killed.stdout)
+        killed.kill()
+    assert killed.returncode == -9
+    assert not out.exists()
+    journal = (out.with_name(".out.partial") / "journal.jsonl").read_text()
+    committed = [json.loads(json.loads(line)[0])[0] for line in journal.splitlines() if line.endswith("]")]
+    assert 24 <= len(committed) < stop, "all but what was on its way"
+    rest = Counting()
+    data = prepared(source, out, rest)
+    assert rest.seen == [f"c{n}" for n in range(len(committed) + 1, 61)]
+    assert data.fingerprint == prepared(source, out.with_name("whole")).fingerprint
+    assert names(out.parent) == ["out", "whole"]
+
+
+def test_a_zip_gives_the_set_of_its_folder(source, out):
+    packed = zipped(source, source.with_suffix(".zip"), top="top")
+    with opened(packed) as files:
+        data = pipeline.prepare(files, cases_of(packed), load, out, MANIFEST, jobs=2)
+    assert data.fingerprint == prepared(source, out.with_name("folder")).fingerprint

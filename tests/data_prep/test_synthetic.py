@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_prep import mmwhs, sources
+from data_prep import cardiac, sources
 from fedlib.config import StudyConfig, UserError
 from fedlib.data import open_prepared
 
@@ -28,10 +28,13 @@ def test_raw_files_go_through_the_door_of_real_data(tmp_path, task):
     if task == "classification":
         again = sources.prepare_class_folders(tmp_path / "raw", tmp_path / "b", 16, seed=1)
     else:
-        settings = mmwhs.Settings(spacing_mm=made.spacing_mm, size=(16, 16, 16))
-        again = sources.prepare_mmwhs(tmp_path / "raw", tmp_path / "b", settings, seed=1)
-    assert again.fingerprint == made.fingerprint
+        settings = cardiac.Settings(spacing_mm=made.spacing_mm, size=(16, 16, 16))
+        again = sources.prepare_cardiac("mmwhs", tmp_path / "raw", tmp_path / "b", settings, seed=1)
+    assert np.array_equal(again.images, made.images)
+    assert np.array_equal(again.labels, made.labels)
+    assert again.cases.equals(made.cases)
     assert again.manifest["synthetic"] is False, "only who drew them knows"
+    assert again.fingerprint != made.fingerprint, "phantoms are never taken for patients"
     with pytest.raises(UserError, match="--keep-raw"):
         sources.prepare_synthetic(task, tmp_path / "c", CASES[task], 16, seed=1, keep_raw=tmp_path / "raw")
 

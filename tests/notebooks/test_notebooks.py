@@ -71,6 +71,7 @@ BAD = [
     ("client_counts", 0, ["client_counts", "0"]),
     ("strategy", "nonsense", ["strategy", "nonsense", "fedavg"]),
     ("partitions", "balanced,fair", ["partitions", "fair"]),
+    ("alpha", 0, ["alpha", "0"]),
     ("rounds", "five", ["rounds", "five"]),
     ("seed", "-1", ["seed", "-1"]),
     ("task", "heart", ["task", "heart"]),
@@ -96,6 +97,11 @@ def test_a_bad_parameter_is_one_line(name, value, words):
 def test_lists_are_flat_text_or_lists(given):
     study = read_parameters(**given)
     assert (study.client_counts, study.partitions, study.seeds) == ((2, 4), ("balanced", "unbalanced"), (1,))
+
+
+def test_what_partitions_need_comes_as_flat_literals():
+    study = read_parameters(partitions="label_skew,by_group", alpha="0.1", group_column="scanner")
+    assert (study.partitions, study.alpha, study.group_column) == (("label_skew", "by_group"), 0.1, "scanner")
 
 
 def papermill(name, folder, *parameters):

@@ -1,0 +1,236 @@
+"""Cardiac volumes with LV and myocardium: how a NIfTI image and its label become arrays of one shape.
+
+The adapters (`mmwhs`, `totalsegmentator`, `msd`) know how a source names its files; what is done to a volume stands here.
+A label of another patient is seen only where its shape or its affine differ from the image's.
+"""
+
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+
+from data_prep import nifti
+from data_prep.cases import Case, Loader
+from fedlib.config import UserError
+
+TASK = "segmentation"
+CLASSES = ["background", "LV", "Myo"]
+HU_WINDOW = (-160.0, 440.0)
+"""From fat to contrast-filled blood (*chosen*); CT only."""
+PERCENTILES = (1.0, 99.0)
+"""Intensity range of a volume whose units mean nothing, such as MRI (*chosen*): of the whole volume with crop "centre", of
+the part around the heart with crop "heart"."""
+SHIFT = 0.01
+"""Voxels by which the corners of an image and its label may differ (*chosen*): rounding of headers, not another place."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How volumes become arrays of one shape; all *chosen*. Axes run to the right, to the front, and up."""
+
+    spacing_mm: tuple[float, float, float] = (2.0, 2.0, 2.0)
+    """Size of a prepared voxel."""
+    size: tuple[int, int, int] = (96, 96, 96)
+    """Voxels of the prepared window; what of it lies outside the volume is 0."""
+    modality: Literal["ct", "mr"] = "ct"
+    """Decides the intensity window: HU_WINDOW, or PERCENTILES of each volume."""
+    window: tuple[float, float] | None = None
+    """Intensities that become 0 and 255, instead of what the modality says."""
+    crop: Literal["heart", "centre"] = "centre"
+    """Where the window lies: around the middle of the box around LV and Myo, or of the volume."""
+    margin_mm: float = 10.0
+    """With crop "heart": the box with this margin on every side must fit into the window, else the case is refused."""
+    max_loss: float = 0.2
+    """Share of its volume that a structure may lose by crop and resampling before the case is refused."""
+    lv: str = "500"
+    """Label value of the LV blood pool, or names of mask files; commas between several, which are merged."""
+    myo: str = "205"
+    """The same for the myocardium."""
+
+
+REASONS = {
+    "spacing_mm": "one voxel size for all volumes, at which a heart fits into the memory of a small GPU",
+    "size": "one shape for all volumes, in multiples of 8: the 3D U-Net halves a volume three times",
+    "modality": "Hounsfield units mean the same in every CT; MRI has no unit, so percentiles of each volume",
+    "window": "replaces the modality's intensity window",
+    "crop": "centre needs no label, as in clinical use; heart places the window by the label, for scans of the whole body",
+    "margin_mm": "surroundings of the heart that the window must still show, with crop heart",
+    "max_loss": "a structure that loses more of its volume is cut off or too thin for this voxel size",
+    "lv": "what the source calls the LV blood pool",
+    "myo": "what the source calls the myocardium of the LV",
+}
+
+
+def choices(settings: Settings) -> list[dict[str, Any]]:
+    """What was chosen and why, for manifest.json: rows with setting, value, reason, label."""
+    rows = asdict(settings) | {"window": window_of(settings) or f"percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g}"}
+    fixed = {
+        "orientation": ("RAS", "axes run to the right, the front and up, whatever the order in the file"),
+        "interpolation": ("image linear, label nearest", "the label keeps its values, and its volumes in ml best"),
+    }
+    told = {setting: (value, REASONS[setting]) for setting, value in rows.items()} | fixed
+    return [{"setting": key, "value": value, "reason": why, "label": "chosen"} for key, (value, why) in told.items()]
+
+
+def window_of(settings: Settings) -> tuple[float, float] | None:
+    """The intensities that become 0 and 255; None where each volume has its own."""
+    return settings.window or (HU_WINDOW if settings.modality == "ct" else None)
+
+
+def parts(text: str) -> list[str]:
+    """The values or names in a setting such as `500,501`."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def loader(settings: Settings) -> Loader:
+    """A loader for `prepare`: uint8 image (1, X, Y, Z) and label (X, Y, Z) with 0 background, 1 LV, 2 Myo, in RAS axes.
+
+    In `lv` and `myo` a number is a value in the one label volume of a case, a name is a mask file of that name.
+    Raises UserError when `lv` or `myo` is empty, or both name the same; the loader, for a case that cannot be used.
+    """
+    from data_prep import resampling  # here: MONAI takes seconds to import, which radiographs and --help do not need
+
+    named = _named(settings)
+
+    def load(case: Case, contents: list[bytes]) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        label, places = _read_label(case, contents[1:], named)
+        image = nifti.read(case.image, contents[0])
+        _check_pair(image, places)
+        stored, affine = nifti.to_ras(image.flat.reshape(image.shape, order="F"), image.affine)
+        label, _ = nifti.to_ras(label, image.affine)
+        box, columns = _measured(label, nifti.spacing(affine))
+        part = _around_heart(case, box, affine, settings) if settings.crop == "heart" else ...
+        resampled = resampling.at_spacing(label[part], affine, settings.spacing_mm, "nearest")
+        prepared = resampling.to_size(resampled, settings.size).astype(np.uint8)
+        for number, structure in enumerate(CLASSES[1:], 1):
+            ml = float(np.count_nonzero(prepared == number) * np.prod(settings.spacing_mm) / 1000)
+            _check_loss(case, structure, columns[f"{structure}_ml"], ml, settings)
+            columns[f"{structure}_ml_prepared"] = round(ml, 2)
+        resampled = resampling.at_spacing(image.scaled(stored[part]), affine, settings.spacing_mm, "bilinear")
+        low, high = window_of(settings) or resampling.percentiles(resampled, PERCENTILES)
+        grey = resampling.in_window(resampled, low, high)
+        if grey.min() == grey.max():
+            raise UserError(f"{case.image}: one grey value between {low:g} and {high:g}; expected an image")
+        return np.rint(resampling.to_size(grey, settings.size)).astype(np.uint8)[None], prepared, columns
+
+    return load
+
+
+def _named(settings: Settings) -> list[list[str]]:
+    """Values or names of LV and of Myo."""
+    lv, myo = parts(settings.lv), parts(settings.myo)
+    if not lv or not myo or set(lv) & set(myo) or len({part.isdecimal() for part in lv + myo}) > 1:
+        given = f"lv {settings.lv!r}, myo {settings.myo!r}"
+        raise UserError(f"{given}: expected label values for both, or names for both, and none of them twice")
+    return [lv, myo]
+
+
+Place = tuple[str, tuple[int, int, int], np.ndarray]
+"""Name, shape and affine of a label volume."""
+
+
+def _read_label(case: Case, contents: list[bytes], named: list[list[str]]) -> tuple[np.ndarray, list[Place]]:
+    """Label (X, Y, Z) uint8 in the order of the file's axes, 0 background, 1 LV, 2 Myo, and what it was read from.
+
+    Raises UserError when files are missing, unreadable or of different shapes, or a structure is missing.
+    """
+    by_value = named[0][0].isdecimal()
+    present = {nifti.stem(name) for name in case.label_files}
+    lacking = [] if by_value else [name for names in named for name in names if name not in present]
+    if not case.label_files or lacking:
+        raise UserError(
+            f"{case.image}: an image without its label; expected {', '.join(lacking) or 'a label volume'} beside it"
+        )
+    mapped, places = np.zeros(0, np.uint8), []
+    for name, content in zip(case.label_files, contents, strict=True):
+        volume = nifti.read(name, content)
+        if not places:
+            mapped = np.zeros(volume.flat.shape, np.uint8)
+        elif volume.shape != places[0][1]:
+            raise UserError(f"{name}: shape {volume.shape}; expected {places[0][1]}, that of {places[0][0]}")
+        places.append((name, volume.shape, volume.affine))
+        for number, (structure, wanted) in enumerate(zip(CLASSES[1:], named, strict=True), 1):
+            if by_value or nifti.stem(name) in wanted:
+                _mark(mapped, volume, number, structure, [int(value) for value in wanted] if by_value else [])
+    if mapped.max() > 2:
+        shared = np.count_nonzero(mapped == 3)
+        raise UserError(f"{places[0][0]}: LV and Myo share {shared} voxels with {places[-1][0]}; expected structures apart")
+    return mapped.reshape(places[0][1], order="F"), places
+
+
+def _mark(mapped: np.ndarray, volume: nifti.Volume, number: int, structure: str, values: list[int]) -> None:
+    """Set the bit of a structure where `volume` has one of `values`; without values, where it is not 0."""
+    some = False
+    for where, chunk in volume.chunks():
+        if chunk.dtype.kind == "f" and not (np.rint(chunk) == chunk).all():
+            raise UserError(f"{volume.name}: has values that are no whole numbers; expected a label")
+        found = np.logical_or.reduce([chunk == value for value in values]) if values else chunk != 0
+        mapped[where] |= found.view(np.uint8) << (number - 1)
+        some = some or bool(found.any())
+    if not some:
+        has = f"; it has the values {_values(volume)}" if values else ""
+        raise UserError(f"{volume.name}: no voxel of {structure}{f' ({_listed(values)})' if values else ''}{has}")
+
+
+def _values(volume: nifti.Volume, most: int = 12) -> str:
+    found: set[float] = set()
+    for _, chunk in volume.chunks():
+        found |= set(np.unique(chunk).tolist())
+        if len(found) > most:
+            break
+    return _listed(sorted(found)[:most])
+
+
+def _listed(values: list) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _check_pair(image: nifti.Volume, places: list[Place]) -> None:
+    corners = np.array(list(product(*[(0, n - 1) for n in image.shape], (1,)))).T  # (4, 8)
+    for name, shape, affine in places:
+        if shape != image.shape:
+            raise UserError(f"{name}: shape {shape}; expected {image.shape}, that of {image.name}")
+        apart = np.abs(np.linalg.solve(image.affine, affine) @ corners - corners).max()
+        if apart > SHIFT:
+            raise UserError(f"{name}: lies {apart:.3g} voxels off {image.name} by its affine; expected at most {SHIFT}")
+    for _, chunk in image.chunks() if image.flat.dtype.kind == "f" else ():
+        # As float32 they would become infinite, too.
+        if not (np.abs(chunk) <= np.finfo(np.float32).max).all():
+            raise UserError(f"{image.name}: has voxels that are not finite (NaN or infinite); expected numbers")
+
+
+def _measured(label: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """Box around LV and Myo, [[first voxels], [last voxels + 1]], and columns on the raw volume."""
+    # Axis by axis: indices of all voxels of a large heart would take more memory than the volume.
+    taken = [np.flatnonzero(label.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    box = np.array([[along[0] for along in taken], [along[-1] + 1 for along in taken]])
+    heart = label[tuple(slice(*ends) for ends in box.T)]
+    columns: dict[str, Any] = {"spacing_mm": nifti.by(spacing), "shape": "x".join(map(str, label.shape))}
+    columns["cut_by_border"] = bool((box[0] == 0).any() or (box[1] == label.shape).any())
+    for number, structure in enumerate(CLASSES[1:], 1):
+        columns[f"{structure}_ml"] = round(float(np.count_nonzero(heart == number) * spacing.prod() / 1000), 2)
+    return box, columns
+
+
+def _around_heart(case: Case, box: np.ndarray, affine: np.ndarray, settings: Settings) -> tuple[slice, ...]:
+    """The raw voxels that the window shows when its middle is that of the heart; a body scan is never resampled whole.
+
+    Raises UserError when the heart with its margin does not fit into the window.
+    """
+    spacing, room = nifti.spacing(affine), np.array(settings.size) * settings.spacing_mm
+    heart = (box[1] - box[0]) * spacing + 2 * settings.margin_mm
+    if (heart > room).any():
+        sides = f"{nifti.by(heart)} mm, the window {nifti.by(room)} mm"
+        raise UserError(
+            f"{case.label_files[0]}: the heart with a margin of {settings.margin_mm:g} mm is {sides}; expected less"
+        )
+    start = np.round((box[0] + box[1] - room / spacing) / 2).astype(int)
+    stop = start + np.ceil(room / spacing).astype(int)
+    return tuple(slice(max(first, 0), last) for first, last in zip(start, stop, strict=True))
+
+
+def _check_loss(case: Case, structure: str, raw_ml: float, ml: float, settings: Settings) -> None:
+    if ml == 0 or ml < (1 - settings.max_loss) * raw_ml:
+        kept = f"{structure} has {raw_ml:.4g} ml and keeps {ml:.4g} ml after crop and resampling"
+        raise UserError(f"{case.label_files[0]}: {kept}; expected a loss of at most {100 * settings.max_loss:g} %")

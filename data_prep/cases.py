@@ -1,0 +1,39 @@
+"""What an adapter says of its source: the cases it found, and how one of them is turned into arrays."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image or volume, found but not yet read. Names of files are those of `Files`."""
+
+    case: str
+    patient: str
+    image: str
+    label: str = ""
+    """Class name (classification)."""
+    label_files: tuple[str, ...] = ()
+    """Label volume, or one mask a structure (segmentation)."""
+    dup_group: str = ""
+    """Cases with the same text here are duplicates of each other; empty: none known."""
+    split: str = ""
+    """train, val or test where the source states it; empty: dealt by us."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """What else the source says of the case; kept in cases.csv."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files of the case, the image first."""
+        return (self.image, *self.label_files)
+
+
+Loaded = tuple[np.ndarray, np.ndarray | int, dict[str, Any]]
+"""uint8 image (1, ...), class index or uint8 label volume (...), and more columns for cases.csv."""
+
+Loader = Callable[[Case, list[bytes]], Loaded]
+"""Turns the content of `case.files`, in that order, into arrays. Raises UserError, in one line that begins with the name of
+the file at fault (`ill/ill-3.png: ...`) and says what was expected; the pipeline puts folder or zip before it."""

@@ -1,0 +1,106 @@
+"""Duplicates: the same image twice, to the pixel or nearly. A model that saw one in training knows the other.
+
+Exactly: the prepared pixels have the same hash. Nearly: perceptual hashes (pHash of ImageHash, 256 bits a plane) that differ
+in a few bits, as after another compression, a slight crop or a change of contrast.
+"""
+
+import hashlib
+
+import imagehash
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from fedlib.config import UserError
+
+NEAR_BITS = 20
+"""Bits of 256 in which near-duplicates may differ (*chosen* on 11,491 radiographs, see data_prep/README.md)."""
+MAX_PAIRS_PER_CASE = 50
+"""More pairs than this are no duplicates but images that the hash cannot tell apart."""
+COLUMNS = ["case_a", "case_b", "kind", "bits", "class_a", "class_b"]
+
+
+def hashes(image: np.ndarray) -> tuple[str, str]:
+    """SHA-256 of the pixels and perceptual hash, both in hex, of a prepared image (1, H, W) or volume (1, X, Y, Z).
+
+    Of a volume, the three planes through its middle are hashed: 768 bits.
+    """
+    pixels = image[0]
+    middle = [size // 2 for size in pixels.shape]
+    planes = [pixels] if pixels.ndim == 2 else [np.take(pixels, middle[axis], axis) for axis in range(3)]
+    near = "".join(str(imagehash.phash(Image.fromarray(plane), hash_size=16)) for plane in planes)
+    return hashlib.sha256(image.tobytes()).hexdigest(), near
+
+
+def find_pairs(cases: pd.DataFrame, near_bits: int = NEAR_BITS) -> pd.DataFrame:
+    """List duplicates among the rows of `cases` (columns case, label, sha256, phash): one row a pair.
+
+    Exact duplicates stand against the first of their kind; near ones each against each. Raises UserError when so many look
+    alike that the hash says nothing.
+    """
+    name, label = cases["case"].to_numpy(), cases["label"].to_numpy()
+    first = pd.Series(np.arange(len(cases))).groupby(cases["sha256"].to_numpy()).transform("min").to_numpy()
+    exact = [(a, b, "exact", 0) for b, a in enumerate(first) if a != b]
+    single = np.flatnonzero(first == np.arange(len(cases)))
+    words = np.stack([np.frombuffer(bytes.fromhex(text), np.uint64) for text in cases["phash"].iloc[single]])
+    near = [(single[a], single[b], "near", bits) for a, b, bits in _near(words, near_bits)]
+    pairs = [(name[a], name[b], kind, bits, label[a], label[b]) for a, b, kind, bits in exact + near]
+    return pd.DataFrame(pairs, columns=COLUMNS)
+
+
+def _near(words: np.ndarray, near_bits: int) -> list[tuple[int, int, int]]:
+    """Pairs of rows of `words`, uint64 (N, W), that differ in few bits: each against each, a few rows at a time."""
+    limit, found = near_bits * words.shape[1] // 4, []  # four words are the 256 bits of a plane
+    for start in range(0, len(words), 64):
+        rows = words[start : start + 64]
+        bits = np.bitwise_count(rows[:, None] ^ words[None, start:]).sum(-1, dtype=np.uint16)
+        a, b = np.nonzero(bits <= limit)
+        later = a < b  # each pair once
+        found += zip(
+            (start + a[later]).tolist(), (start + b[later]).tolist(), bits[a[later], b[later]].tolist(), strict=True
+        )
+        if len(found) > MAX_PAIRS_PER_CASE * len(words):
+            raise UserError(
+                f"--near {near_bits}: over {len(found)} pairs of {len(words)} cases look alike; expected fewer bits, or "
+                "images that differ more (0 lists only equal hashes)"
+            )
+    return found
+
+
+def contradicting(cases: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, str]:
+    """Cases whose very pixels stand in another class too, with the reason: which label is right, nobody can say."""
+    exact = pairs[pairs["kind"] == "exact"]
+    against = exact[exact["class_a"] != exact["class_b"]]
+    copies = exact[exact["case_a"].isin(against["case_a"])]
+    classes = cases.set_index("case")["label"]
+    reasons = {}
+    for original, group in copies.groupby("case_a", sort=False):
+        members = [original, *group["case_b"]]
+        text = ", ".join(f"{case} ({classes[case]})" for case in members[:4])
+        reasons |= dict.fromkeys(members, f"the same pixels in more than one class: {text}; expected one class")
+    return reasons
+
+
+def linked(cases: pd.DataFrame, pairs: pd.DataFrame) -> np.ndarray:
+    """Number of the connected component of each case; cases are linked by a patient, a dup_group, or a pair."""
+    n = len(cases)
+    position = pd.Series(np.arange(n), index=cases["case"])
+    patient = n + pd.factorize(cases["patient"])[0]
+    group = pd.factorize(cases["dup_group"].replace("", None))[0]
+    known = np.flatnonzero(group >= 0)
+    rows = np.concatenate([np.arange(n), known, position[pairs["case_a"]].to_numpy(int)])
+    nodes = np.concatenate([patient, patient.max() + 1 + group[known], position[pairs["case_b"]].to_numpy(int)])
+    size = max(int(nodes.max()), n) + 1
+    links = coo_array((np.ones(len(rows)), (rows, nodes)), shape=(size, size))
+    return connected_components(links, directed=False)[1][:n]
+
+
+def name_groups(cases: pd.DataFrame, pairs: pd.DataFrame) -> pd.Series:
+    """A dup_group for all duplicates: the source's name where it gave one, a number else; empty for single cases."""
+    group = pd.Series(linked(cases.assign(patient=cases["case"]), pairs), cases.index)
+    stated = cases["dup_group"].groupby(group).max()  # the empty text is the smallest
+    numbered = stated.mask(stated == "", "duplicates-" + stated.index.astype(str))
+    names = numbered.where((stated != "") | (group.value_counts().sort_index() > 1), "")
+    return group.map(names)

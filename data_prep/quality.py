@@ -1,0 +1,76 @@
+"""What a teacher wants to know of a prepared set before trusting a number: counts, volumes, rejections, shortcuts."""
+
+import numpy as np
+import pandas as pd
+
+from fedlib.data import SPLITS, PreparedSet
+
+OWN_COLUMNS = {"case", "patient", "split", "label", "dup_group", "file"}
+"""Columns of cases.csv that name a case; every other one could give its class away."""
+BINS = 10
+"""A numeric column with more values than this is cut at the deciles of the training cases."""
+
+
+def counts(data: PreparedSet) -> pd.DataFrame:
+    """Cases of each class (rows) in each split (columns), with totals and the number of patients."""
+    label = data.cases["label"].replace("", "volumes").rename("class")
+    table = pd.crosstab(label, data.cases["split"]).reindex(columns=list(SPLITS), fill_value=0)
+    return table.assign(total=table.sum(axis=1), patients=data.cases.groupby(label)["patient"].nunique())
+
+
+def listed(data: PreparedSet, table: str) -> pd.DataFrame:
+    """The table `qc` (rejected files with reasons) or `duplicates` (suspected pairs) of a prepared set."""
+    return pd.read_csv(data.folder / f"{table}.csv", keep_default_na=False)
+
+
+def volumes_kept(data: PreparedSet) -> pd.DataFrame:
+    """Per structure: median volume in ml as labelled and as prepared, and the share kept, with the worst case by name."""
+    rows = {}
+    for structure in data.classes[1:]:
+        before, after = data.cases[f"{structure}_ml"], data.cases[f"{structure}_ml_prepared"]
+        kept = after / before
+        rows[structure] = {
+            "ml as labelled": before.median(),
+            "ml as prepared": after.median(),
+            "kept (median)": kept.median(),
+            "kept (worst)": kept.min(),
+            "worst case": data.cases["case"][kept.idxmin()],
+        }
+    return pd.DataFrame(rows).T
+
+
+def acquisition(data: PreparedSet, most: int = 5) -> pd.DataFrame:
+    """The commonest sizes of the raw images, in pixels or voxels, and (volumes) the sizes of their voxels in mm."""
+    known = [column for column in ("shape", "spacing_mm") if column in data.cases]
+    counted = {column: data.cases[column].value_counts().head(most) for column in known}
+    return pd.concat(counted, names=["raw", "value"]).rename("cases").to_frame()
+
+
+def shortcuts(data: PreparedSet) -> pd.DataFrame:
+    """How far one gets without looking for a disease: the class guessed from a single column of cases.csv, best first.
+
+    For each value of the column the commonest class among the training cases is said; the table gives the share of test
+    cases that this gets right, next to that of always saying the commonest class. `mean grey` is the image's brightness.
+    A score far above that means that a model can cheat by what the column stands for: another hospital, another age.
+    """
+    cases = data.cases.assign(**{"mean grey": [float(image.mean()) for image in data.images]})
+    train, test = (cases[cases["split"] == split] for split in ("train", "test"))
+    commonest = train["label"].mode()[0]
+    always = (test["label"] == commonest).mean()
+    rows = []
+    for column in cases.columns.difference(OWN_COLUMNS, sort=False):
+        known, asked = _values(train[column], test[column])
+        if 1 < known.nunique() <= len(known) / 2:  # else it says nothing, or is a name
+            says = train["label"].groupby(known).agg(lambda labels: labels.mode()[0])
+            right = (asked.map(says).fillna(commonest) == test["label"]).mean()
+            rows.append({"column": column, "values": known.nunique(), "right": right, "always the commonest": always})
+    table = pd.DataFrame(rows, columns=["column", "values", "right", "always the commonest"])
+    return table.sort_values("right", ascending=False, ignore_index=True)
+
+
+def _values(known: pd.Series, asked: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Both as text; numbers with many values as the decile of `known` they fall into."""
+    if pd.api.types.is_numeric_dtype(known) and known.nunique() > BINS:
+        edges = np.unique(known.quantile(np.linspace(0, 1, BINS + 1)[1:-1]))
+        known, asked = (pd.Series(np.searchsorted(edges, column), column.index) for column in (known, asked))
+    return known.astype(str), asked.astype(str)

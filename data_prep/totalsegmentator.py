@@ -1,0 +1,78 @@
+"""Body scans of TotalSegmentator: a folder a case, `s0001/ct.nii.gz` with one mask a structure in `s0001/segmentations/`.
+
+Of the 104 and more masks only those of LV and myocardium are read. Most scans do not show the heart: their masks are
+empty, and the loader refuses them one by one.
+"""
+
+import io
+
+import pandas as pd
+
+from data_prep.cardiac import Settings, parts
+from data_prep.cases import Case
+from data_prep.files import Files
+from data_prep.nifti import SUFFIXES
+from fedlib.config import UserError
+
+DEFAULTS = Settings(crop="heart", lv="heart_ventricle_left", myo="heart_myocardium")
+IMAGES = tuple(kind + suffix for kind in ("ct", "mri") for suffix in SUFFIXES)
+KEPT = ["age", "gender", "institute", "study_type", "manufacturer", "scanner_model", "kvp", "pathology"]
+"""Columns of meta.csv that go to cases.csv; its `split` becomes `published_split`, since we deal our own."""
+
+
+def resolved(files: Files, settings: Settings) -> Settings:
+    """The settings as `cardiac.loader` takes them. Raises UserError when no case has a mask that `lv` or `myo` names."""
+    masks = {name.rsplit("/", 1)[-1] for name in files.stamps if "segmentations" in name.split("/")[:-1]}
+    for option, text in (("--lv", settings.lv), ("--myo", settings.myo)):
+        for part in parts(text):
+            if part.isdecimal() or not any(part + suffix in masks for suffix in SUFFIXES):
+                raise UserError(
+                    f"{option} {part}: no segmentations/{part}.nii.gz in {files.source}; expected names of masks"
+                )
+    return settings
+
+
+def find_cases(files: Files, settings: Settings) -> list[Case]:
+    """One case for each folder with ct.nii.gz (or mri.nii.gz); the loader refuses those that lack a mask.
+
+    Raises UserError when there are none, two have one name, or meta.csv cannot be read.
+    """
+    about, found = _about(files), {}
+    for name in files.stamps:
+        folder, _, last = name.rpartition("/")
+        if last not in IMAGES:
+            continue
+        case = (folder or files.prefix.rstrip("/") or files.source.stem).rsplit("/", 1)[-1]
+        if case in found:
+            raise UserError(f"{files.where(name)}: the same case as {found[case].image}; expected each name once")
+        wanted = [_mask(files, folder, part) for part in parts(settings.lv) + parts(settings.myo)]
+        masks = tuple(mask for mask in wanted if mask)
+        found[case] = Case(case=case, patient=case, image=name, label_files=masks, columns=about.get(case, {}))
+    if not found:
+        raise UserError(
+            f"--input {files.source}: no folder with ct.nii.gz; expected s0001/ct.nii.gz and s0001/segmentations/"
+        )
+    return list(found.values())
+
+
+def _mask(files: Files, folder: str, mask: str) -> str:
+    """The name of a mask's file; empty when the case lacks it."""
+    names = (f"{folder}/segmentations/{mask}{suffix}".lstrip("/") for suffix in SUFFIXES)
+    return next((name for name in names if name in files.stamps), "")
+
+
+def _about(files: Files) -> dict[str, dict[str, str]]:
+    """What meta.csv, where there is one, says of each case."""
+    if "meta.csv" not in files.stamps:
+        return {}
+    try:
+        content = io.BytesIO(files.read("meta.csv"))
+        table = pd.read_csv(content, sep=";", dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, OSError) as error:  # pandas' errors and UnicodeDecodeError are ValueErrors
+        raise UserError(
+            f"{files.where('meta.csv')}: unreadable ({error}); expected a table with ; between columns"
+        ) from None
+    if "image_id" not in table or table["image_id"].duplicated().any():
+        raise UserError(f"{files.where('meta.csv')}: expected a column image_id with each case once, and ; between columns")
+    table = table.set_index("image_id").rename(columns={"split": "published_split"})
+    return table[[column for column in [*KEPT, "published_split"] if column in table]].to_dict("index")

@@ -1,0 +1,324 @@
+"""The writer of prepared sets: whole or not at all, resumable after any stop, and the same bits whichever way."""
+
+import resource
+import shutil
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data_prep import writer
+from data_prep.writer import PreparedWriter
+from fedlib.config import UserError
+from fedlib.data import open_prepared
+from tests.data_prep.sets import READING, pixels, write
+
+
+@pytest.fixture(autouse=True)
+def commit_each_case(monkeypatch):
+    monkeypatch.setattr(writer, "COMMIT_SECONDS", 0)
+
+
+def stop_at(stop, error=KeyboardInterrupt):
+    """A `before` that stops before case `stop`, and the list of the cases that came before it."""
+    seen = []
+
+    def before(number):
+        if number == stop:
+            raise error
+        seen.append(number)
+
+    return before, seen
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def interrupted(out, stop=4, **options):
+    """Leave what a writer leaves that is stopped before case `stop` of six; its partial folder."""
+    with pytest.raises(KeyboardInterrupt):
+        write(out, before=stop_at(stop)[0], **options)
+    return out.with_name(f".{out.name}.partial")
+
+
+def finish_counting(out, numbers=range(6), **options):
+    """Finish a set; it has the bits of one made in one go. Gives the cases that were read for it."""
+    before, seen = stop_at(None)
+    data = write(out, numbers, before, **options)
+    assert (data.images == np.stack([pixels(number) for number in numbers])).all()
+    assert data.labels.tolist() == [number % 2 for number in numbers]
+    assert data.cases["n"].tolist() == list(numbers)
+    assert data.fingerprint == write(out.with_name("whole"), numbers, **options).fingerprint
+    assert names(out.parent) == sorted([out.name, "whole"]), "nothing is left beside a finished set"
+    return seen
+
+
+def test_what_was_written_is_what_is_read(tmp_path):
+    write(tmp_path / "set")
+    data = open_prepared(tmp_path / "set", "classification")
+    assert (data.images == np.stack([pixels(number) for number in range(6)])).all()
+    assert data.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert data.labels.dtype == np.int64
+    assert data.cases["patient"].tolist() == [f"00{n}" for n in range(6)], "names stay text"
+    assert isinstance(data.images, np.memmap), "opened, not loaded"
+    assert names(tmp_path) == ["set"]
+
+
+def test_volumes_keep_their_labels_as_bytes(tmp_path):
+    image, label = np.full((1, 2, 3, 4), 7, np.uint8), np.arange(24).reshape(2, 3, 4)
+    with PreparedWriter(tmp_path / "set", READING) as target:
+        target.add("k", image, label)
+        data = target.finish(
+            READING | {"task": "segmentation", "spacing_mm": [1.0]}, ["k"], {"cases.csv": pd.DataFrame({"case": ["c"]})}
+        )
+    assert data.labels.dtype == np.uint8
+    assert (data.labels[0] == label).all()
+
+
+def test_the_fingerprint_is_that_of_the_content(tmp_path):
+    one, two, three = (write(tmp_path / name, range(n)).fingerprint for name, n in (("1", 6), ("2", 6), ("3", 7)))
+    assert one == two != three
+
+
+@pytest.mark.parametrize("stop", range(6))
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_a_stopped_writer_leaves_no_set_and_the_next_reads_only_the_rest(tmp_path, stop, error):
+    with pytest.raises(error):
+        write(tmp_path / "set", before=stop_at(stop, error)[0])
+    assert names(tmp_path) == ([".set.partial"] if stop else [])
+    assert finish_counting(tmp_path / "set") == list(range(stop, 6))
+
+
+def test_a_set_stopped_again_and_again_is_the_same(tmp_path):
+    for stop in range(1, 6):
+        interrupted(tmp_path / "set", stop)
+    assert finish_counting(tmp_path / "set") == [5]
+
+
+def test_a_stopped_writer_leaves_the_old_set(tmp_path):
+    before = write(tmp_path / "set", range(3)).fingerprint
+    interrupted(tmp_path / "set")
+    assert open_prepared(tmp_path / "set").fingerprint == before
+    assert finish_counting(tmp_path / "set") == [4, 5]
+
+
+@pytest.mark.parametrize("cut", [1, 10])
+def test_a_line_of_the_journal_that_is_not_whole_does_not_count(tmp_path, cut):
+    journal = interrupted(tmp_path / "set") / "journal.jsonl"
+    whole = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(whole[:3]) + whole[3][:-cut])
+    seen = finish_counting(tmp_path / "set")
+    assert seen in ([4, 5], [3, 4, 5]) if cut == 1 else seen == [3, 4, 5]
+
+
+def test_a_journal_that_is_damaged_counts_up_to_there(tmp_path):
+    journal = interrupted(tmp_path / "set") / "journal.jsonl"
+    lines = journal.read_text().splitlines()
+    journal.write_text("\n".join([*lines[:2], "\0\0\0", *lines[3:]]) + "\n")
+    assert finish_counting(tmp_path / "set") == [2, 3, 4, 5]
+
+
+def test_arrays_longer_than_the_journal_are_cut(tmp_path):
+    partial = interrupted(tmp_path / "set")
+    for name in ("images.npy", "labels.npy"):
+        with (partial / name).open("ab") as file:
+            file.write(b"cases that no line tells of" * 999)
+    assert finish_counting(tmp_path / "set") == [4, 5]
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy"])
+@pytest.mark.parametrize("damage", ["shorter", "no header", "gone"])
+def test_arrays_that_do_not_hold_what_the_journal_says_are_written_anew(tmp_path, name, damage):
+    array = interrupted(tmp_path / "set") / name
+    content = {"shorter": array.read_bytes()[:-1], "no header": b"x" * 9999, "gone": b""}[damage]
+    array.unlink() if damage == "gone" else array.write_bytes(content)
+    assert finish_counting(tmp_path / "set") == [0, 1, 2, 3, 4, 5]
+
+
+def test_what_was_read_in_another_way_is_not_taken_over(tmp_path):
+    interrupted(tmp_path / "set")
+    assert finish_counting(tmp_path / "set", recipe={"size": 64}) == [0, 1, 2, 3, 4, 5]
+    assert finish_counting(tmp_path / "set") == [0, 1, 2, 3, 4, 5], "nor from a finished set"
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_set_whose_writer_was_killed_while_putting_it_in_place_appears(tmp_path, old):
+    whole, partial = write(tmp_path / "set").folder, tmp_path / ".set.partial"
+    partial.mkdir()
+    whole.rename(partial / "set")
+    if old:
+        shutil.copytree(partial / "set", partial / "old")
+    assert finish_counting(tmp_path / "set") == []
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_stop_while_putting_in_place_loses_neither_the_old_nor_the_new_set(tmp_path, monkeypatch, renames, error):
+    write(tmp_path / "set", range(3))
+    real, done = type(tmp_path).rename, []
+
+    def rename(path, target):
+        if path.name == "set":
+            if len(done) == renames:
+                raise error
+            done.append(path)
+        return real(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(tmp_path), "rename", rename)
+        with pytest.raises(UserError if error is OSError else error):
+            write(tmp_path / "set")
+    assert finish_counting(tmp_path / "set") == []
+
+
+@pytest.mark.parametrize("at", ["describe", "in_order"])
+def test_a_stop_while_finishing_loses_no_case(tmp_path, monkeypatch, at):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writer if at == "describe" else writer._GrowingArray, at, stop)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "set")
+    assert finish_counting(tmp_path / "set") == []
+
+
+def test_a_manifest_that_was_not_written_to_its_end_does_not_count(tmp_path, monkeypatch):
+    old = write(tmp_path / "set", range(3)).fingerprint
+    with monkeypatch.context() as patched:
+        real = type(tmp_path).write_bytes
+
+        def write_bytes(path, content):
+            if "manifest" in path.name:
+                real(path, content[:20])
+                raise KeyboardInterrupt
+            return real(path, content)
+
+        patched.setattr(type(tmp_path), "write_bytes", write_bytes)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "set")
+    assert open_prepared(tmp_path / "set").fingerprint == old
+    finish_counting(tmp_path / "set")
+
+
+def test_two_writers_of_one_set_are_refused(tmp_path):
+    with PreparedWriter(tmp_path / "set", READING) as first:
+        first.add("k0", pixels(0), 0, columns={"n": 0})
+        with pytest.raises(UserError, match="another data_prep is writing") as caught, PreparedWriter(tmp_path / "set", {}):
+            pass
+        assert "\n" not in str(caught.value)
+    assert finish_counting(tmp_path / "set") == [1, 2, 3, 4, 5], "the first one did not notice"
+
+
+@pytest.mark.parametrize("numbers", [range(8), [7, 0, 6, 5], [5, 4, 3, 2, 1, 0], [2], [8, 9]])
+def test_an_update_adds_the_new_drops_the_vanished_and_keeps_the_order(tmp_path, numbers):
+    write(tmp_path / "set")
+    assert finish_counting(tmp_path / "set", numbers) == [number for number in numbers if number > 5]
+
+
+def test_updates_follow_each_other(tmp_path):
+    write(tmp_path / "set")
+    write(tmp_path / "set", [5, 3, 1])
+    assert finish_counting(tmp_path / "set", [3, 5]) == []
+
+
+def test_an_update_that_is_stopped_goes_on_too(tmp_path):
+    write(tmp_path / "set")
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "set", range(9), stop_at(8)[0])
+    assert finish_counting(tmp_path / "set", [8, 7, 6, 0]) == [8]
+
+
+def test_a_finished_set_that_was_damaged_is_written_anew(tmp_path):
+    (write(tmp_path / "set").folder / "images.npy").write_bytes(b"")
+    assert finish_counting(tmp_path / "set") == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense\n", b"[1]\n", b'{"a": 1}\n'])
+def test_a_finished_set_without_its_journal_is_written_anew(tmp_path, damage):
+    (write(tmp_path / "set").folder / "journal.jsonl").write_bytes(damage)
+    assert finish_counting(tmp_path / "set") == [0, 1, 2, 3, 4, 5]
+
+
+def test_refusals_are_remembered_with_their_reason(tmp_path):
+    def entries():
+        with PreparedWriter(tmp_path / "set", READING) as target:
+            return target.entries
+
+    with PreparedWriter(tmp_path / "set", READING) as target:
+        target.refuse("bad", "bad.png: grey")
+        target.add("k0", pixels(0), 0, columns={"n": 0})
+    assert entries()["bad"] == {"reason": "bad.png: grey"}
+    write(tmp_path / "set")
+    assert entries()["bad"] == {"reason": "bad.png: grey"}
+
+
+def test_entries_are_the_same_before_and_after_a_stop(tmp_path):
+    """Else cases.csv would differ: a tuple is a list once it was read from the journal."""
+    with PreparedWriter(tmp_path / "set", READING) as target:
+        target.add("k0", pixels(0), 0, columns={"spacing": (1.0, 2.5), 3: None})
+        known = target.entries["k0"]
+    with PreparedWriter(tmp_path / "set", READING) as target:
+        assert target.entries["k0"] == known
+
+
+@pytest.mark.parametrize("image", [pixels(1)[:, :-1], pixels(1).astype(np.float32)])
+def test_arrays_of_another_shape_or_kind_are_no_case(tmp_path, image):
+    with PreparedWriter(tmp_path / "set", READING) as target:
+        target.add("k0", pixels(0), 0, columns={"n": 0})
+        with pytest.raises(ValueError, match="images.npy.*expected"):
+            target.add("k1", image, 0)
+    assert finish_counting(tmp_path / "set") == [1, 2, 3, 4, 5]
+
+
+@contextmanager
+def files_of_at_most(n):
+    """The file system refuses to let a file grow, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("commit_seconds", [0, 60])
+@pytest.mark.parametrize("room", [0, 100, 1000, 3000, 6000])
+def test_a_full_disk_is_one_line_and_leaves_no_set(tmp_path, monkeypatch, commit_seconds, room):
+    monkeypatch.setattr(writer, "COMMIT_SECONDS", commit_seconds)
+    with files_of_at_most(room), pytest.raises(UserError, match="cannot be written.*room") as caught:
+        write(tmp_path / "set")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "set").exists()
+    assert len(finish_counting(tmp_path / "set")) >= (6 if room == 0 else 1)
+
+
+def test_a_disk_that_fills_up_while_cases_are_put_in_order_loses_none(tmp_path, monkeypatch):
+    write(tmp_path / "set")
+    real = writer._GrowingArray.in_order
+
+    def in_order(self, rows, folder):
+        with files_of_at_most(500):
+            return real(self, rows, folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writer._GrowingArray, "in_order", in_order)
+        with pytest.raises(UserError, match="cannot be written"):
+            write(tmp_path / "set", [6, 2, 1])
+    assert open_prepared(tmp_path / "set").cases["n"].tolist() == list(range(6)), "the old set stands"
+    assert finish_counting(tmp_path / "set", [6, 2, 1]) == []
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be written"):
+        write(tmp_path / "file" / "set")
+
+
+def test_a_mount_point_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(type(tmp_path), "is_mount", lambda path: path.name == "set")
+    with pytest.raises(UserError, match="mount point"):
+        write(tmp_path / "set")
+    assert names(tmp_path) == []
