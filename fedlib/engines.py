@@ -1,17 +1,19 @@
 """Where client code runs. `inprocess`: a Flower Grid that calls the ClientApp in this process, one client at a time."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity  # private: Flower sets it in its own runtimes; kept in this file
 
 from fedlib.config import RunConfig
-from fedlib.federation import FederationError, client_app, server_app
+from fedlib.federation import client_app, client_name, server_app
 
 SERVER_NODE, FIRST_CLIENT_NODE = 1, 2
+RAISED = 2  # Flower's code for a ClientApp that raised an exception
 
 
 class InProcessGrid(Grid):
@@ -26,19 +28,21 @@ class InProcessGrid(Grid):
         """Ids of the clients' nodes."""
         return list(self.contexts)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Call the ClientApp for every message. Raises FederationError naming the client, the round and the cause."""
-        return [self._deliver(message) for message in sorted(messages, key=lambda message: message.metadata.dst_node_id)]
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Call the ClientApp for every message; what it raises comes back as Flower's error, naming client and cause.
+
+        One by one, as they are asked for: after a failure that stops the round no other client trains in vain.
+        """
+        return map(self._deliver, sorted(messages, key=lambda message: message.metadata.dst_node_id))
 
     def _deliver(self, message: Message) -> Message:
         context = self.contexts[message.metadata.dst_node_id]
         try:
             return self.app(message, context)
         except Exception as error:
-            round_number = message.content["config"]["server-round"]
-            client = context.node_config["partition-id"]
-            cause = f"{type(error).__name__}: {error}"
-            raise FederationError(f"client {client} failed in round {round_number}: {cause}") from error
+            logging.getLogger(__name__).debug("a client failed", exc_info=True)
+            cause = f"{client_name(context.node_config['partition-id'])} failed: {type(error).__name__}: {error}"
+            return Message(Error(RAISED, cause), reply_to=message)
 
     # What follows belongs to a runtime with a network; no strategy calls it here.
     run = property(lambda self: self._unavailable())

@@ -18,14 +18,14 @@ from fedlib.data import PreparedSet
 from fedlib.engines import run_federation
 from fedlib.partition import clients_of
 from fedlib.runs import Run, RunRecord, RunStore, provenance, state_sha256
-from fedlib.training import device, evaluate, initial_model, train_round
+from fedlib.training import device, evaluate, initial_model, train_round, weights_of
 
 
 def run(config: RunConfig, data: PreparedSet, store: RunStore) -> Run:
     """Train and score one configuration, or read it from the store if it is done there.
 
     The models are those after the last round: nothing is selected, the test split is touched once, at the end.
-    A failure is written to the run's status and raised again; an interrupted run starts anew next time.
+    A failure is written to the run's status and raised again; the next call goes on after the last finished round.
     """
     with store.lock(config.run_id):
         if (known := store.get(config.run_id)) and known.done:
@@ -86,17 +86,25 @@ def _train_apart(config: RunConfig, data: PreparedSet, record: RunRecord) -> Non
     states, rounds = [], []
     for client, rows in enumerate(clients_of(config, data)):
         model = initial_model(config, data)
-        for number in range(1, config.rounds + 1):
+        state, progress = record.load_checkpoint(f"client{client}")
+        if state:
+            model.load_state_dict(state)
+            record.log_clients(progress.clients)
+        for number in range(len(progress.rounds) + 1, config.rounds + 1):
             trained = train_round(model, data, rows, config, client, number)
-            record.log_clients([{"round": number, "client": client, **trained, "bytes_down": 0, "bytes_up": 0}])
             scores = tasks.get(config.task).summarize(evaluate(model, data, data.split("val"), config))
-            rounds.append({"round": number, **scores, "seconds": trained["seconds"], "bytes_down": 0, "bytes_up": 0})
-        states.append({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()})
+            progress.clients.append({"round": number, "client": client, **trained, "bytes_down": 0, "bytes_up": 0})
+            progress.rounds.append(
+                {"round": number, **scores, "seconds": trained["seconds"], "bytes_down": 0, "bytes_up": 0}
+            )
+            record.log_clients(progress.clients[-1:])
+            record.save_checkpoint(f"client{client}", weights_of(model), progress)
+        states.append(weights_of(model))
+        rounds += progress.rounds
     totals = {"seconds": "sum", "bytes_down": "sum", "bytes_up": "sum"}
     table = pd.DataFrame(rounds)
     how = {column: totals.get(column, "mean") for column in table.columns[1:]}
-    for row in table.groupby("round", as_index=False).agg(how).to_dict("records"):
-        record.log_round(row)
+    record.log_rounds(table.groupby("round", as_index=False).agg(how).to_dict("records"))
     if config.mode == "centralized":
         record.save_weights(states[0])
     else:

@@ -6,10 +6,10 @@ its result is there. Readers (statistics, plots, the report) use nothing but thi
 
 import hashlib
 import json
-import os
 import platform
+import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -19,10 +19,11 @@ from typing import Any
 import pandas as pd
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from fedlib.config import ROOT, RunConfig, UserError, validated
-from fedlib.data import read_cases
+from fedlib.data import read_cases, write_atomically
 
 State = dict[str, torch.Tensor]
 PACKAGES = ("torch", "monai", "flwr", "torchmetrics", "numpy", "pandas")
@@ -63,7 +64,10 @@ class Run:
 
     @property
     def clients(self) -> pd.DataFrame:
-        """A row per client (from 0) and round: n, loss, training metric, seconds, bytes_down, bytes_up."""
+        """A row per client (from 0) and round: n, loss, training metric, seconds, bytes_down, bytes_up.
+
+        Where a quorum let a round go on without a client, its row has the reason in a column `absent`.
+        """
         return pd.read_csv(self.folder / "clients.csv")
 
     @cached_property
@@ -110,7 +114,7 @@ class RunStore:
         return FileLock(self.folder / f".{run_id}.lock")
 
     def begin(self, config: RunConfig) -> "RunRecord":
-        """Open the folder of a run for writing; what an interrupted try left there is written over."""
+        """Open the folder of a run for writing; an interrupted try goes on from its checkpoints."""
         record = RunRecord(self.folder / config.run_id)
         record.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(record.folder / "config.json", config.model_dump_json(indent=2))
@@ -124,6 +128,14 @@ class RunStore:
     def write_results(self) -> None:
         """Write results.csv anew from the runs that are done."""
         write_atomically(self.out_dir / "results.csv", self.results().to_csv(index=False))
+
+
+@dataclass
+class Progress:
+    """The rounds that a checkpoint stands for, as rows of rounds.csv and clients.csv."""
+
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    clients: list[dict[str, Any]] = field(default_factory=list)
 
 
 class RunRecord:
@@ -150,9 +162,9 @@ class RunRecord:
             last |= row
         self._write_table("clients.csv", self._clients)
 
-    def log_round(self, row: dict) -> None:
-        """Add a row to rounds.csv."""
-        self._rounds.append(row)
+    def log_rounds(self, rows: list[dict]) -> None:
+        """Add rows to rounds.csv."""
+        self._rounds += rows
         self._write_table("rounds.csv", self._rounds)
 
     def log_cases(self, cases: pd.DataFrame) -> None:
@@ -162,21 +174,41 @@ class RunRecord:
         """Write weights.safetensors."""
         write_atomically(self.folder / "weights.safetensors", save(state))
 
+    def save_checkpoint(self, name: str, state: State, progress: Progress) -> None:
+        """Keep the weights of `global` or `client0`, `client1`, ... with the rounds that led to them."""
+        (self.folder / "checkpoints").mkdir(exist_ok=True)
+        about = {"run_id": self.folder.name, "progress": json.dumps(vars(progress))}
+        write_atomically(self._checkpoint(name), save(state, about))
+
+    def load_checkpoint(self, name: str) -> tuple[State | None, Progress]:
+        """Weights and rounds to go on from; None and no rounds where the run has to begin.
+
+        Raises UserError when the checkpoint is damaged or another run's.
+        """
+        path = self._checkpoint(name)
+        if not path.exists():
+            return None, Progress()
+        try:
+            with safe_open(path, "pt") as file:
+                about, state = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if about["run_id"] != self.folder.name:
+                raise UserError(f"{path}: of run {about['run_id']}, expected {self.folder.name}; remove it to begin anew")
+            return state, Progress(**json.loads(about["progress"]))
+        except (SafetensorError, OSError, LookupError, TypeError) as error:
+            raise UserError(f"{path}: damaged ({error}); expected a checkpoint; remove it to begin anew") from None
+
     def finish(self, provenance: dict[str, Any], result: dict[str, Any]) -> Run:
         """Write provenance.json, then the status `done` with the result: from here on the run counts."""
         write_atomically(self.folder / "provenance.json", json.dumps(provenance, indent=2))
         self.set_status("done", result=result)
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         return Run(self.folder)
+
+    def _checkpoint(self, name: str) -> Path:
+        return self.folder / "checkpoints" / f"{name}.safetensors"
 
     def _write_table(self, name: str, rows: list[dict]) -> None:
         write_atomically(self.folder / name, pd.DataFrame(rows).to_csv(index=False))
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write aside in the same folder, then rename: a reader sees the old file or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(aside, path)
 
 
 def state_sha256(state: State) -> str:

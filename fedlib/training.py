@@ -36,20 +36,33 @@ def initial_model(config: RunConfig, data: PreparedSet) -> torch.nn.Module:
     return model.to(device(), memory_format=_layout(config))
 
 
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A model's weights as safetensors takes them: contiguous, on the CPU. Where they are so already, they are its own."""
+    return {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
 def train_round(
-    model: torch.nn.Module, data: PreparedSet, rows: np.ndarray, config: RunConfig, client: int, round_number: int
+    model: torch.nn.Module,
+    data: PreparedSet,
+    rows: np.ndarray,
+    config: RunConfig,
+    client: int,
+    round_number: int,
+    proximal_mu: float = 0.0,
 ) -> dict[str, float]:
     """Train `model` in place for one round (from 1): local_epochs passes over `rows`, with augmentation.
 
     The order and the augmentation come from a generator of this seed, client and round alone, so that neither the engine nor
-    the order of clients can change the result. Returns n (cases), loss and the task's training metric (means over the
-    samples seen), and seconds.
+    the order of clients can change the result. With `proximal_mu` the loss has FedProx's term, mu/2 |w - w_global|^2 (Li et
+    al., 2020, eq. 2), which holds the client near the weights it was sent.
+    Returns n (cases), loss and the task's training metric (means over the samples seen), and seconds.
     Raises UserError when the loss is not finite.
     """
     task, began = tasks.get(config.task), time.perf_counter()
     generator = torch.Generator().manual_seed(stream_seed(config.seed, client, round_number))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
     loss_function = task.loss_function()
+    sent = [parameter.detach().clone() for parameter in model.parameters()] if proximal_mu else []
     plan = [batch for _ in range(config.local_epochs) for batch in batches(rows, config.batch_size, generator)]
     totals = torch.zeros(2)
     model.train()
@@ -62,6 +75,8 @@ def train_round(
             loss = loss_function(logits.float(), labels)
         optimizer.zero_grad()
         loss.backward()
+        for parameter, origin in zip(model.parameters(), sent, strict=False):
+            parameter.grad.add_(parameter.detach() - origin, alpha=proximal_mu)  # the gradient of FedProx's term
         optimizer.step()
         totals += len(batch) * torch.stack([loss.detach(), task.training_metric(logits.detach(), labels)]).cpu()
     loss, metric = (totals / sum(map(len, plan))).tolist()

@@ -3,11 +3,12 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
 
-from fedlib import engines, experiment, federation
+from fedlib import engines, experiment, federation, plots, statistics
 from fedlib.config import UserError
 from fedlib.federation import FederationError, guarded_strategy
 from fedlib.runs import RunRecord, RunStore
@@ -23,7 +24,7 @@ def config(images):
 
 @pytest.fixture
 def strategy(config, tmp_path):
-    return guarded_strategy(config, RunRecord(tmp_path))
+    return guarded_strategy(config, RunRecord(tmp_path), Model(), N)
 
 
 def asked(client):
@@ -40,6 +41,15 @@ def reply(client, weights, n):
 def weights_of(client):
     rng = np.random.default_rng(client)
     return {"w": rng.standard_normal((5, 3), dtype=np.float32), "b": rng.standard_normal(4, dtype=np.float32)}
+
+
+class Model(torch.nn.Module):
+    """Two weights by the names of `weights_of`."""
+
+    def __init__(self):
+        super().__init__()
+        for name, array in weights_of(99).items():
+            self.register_parameter(name, torch.nn.Parameter(torch.as_tensor(array)))
 
 
 def replies():
@@ -59,7 +69,7 @@ def test_fedavg_is_the_mean_weighted_by_cases(strategy):
 def test_fedavg_gives_the_same_bits_in_any_order_of_arrival(config, tmp_path):
     seen = set()
     for order in itertools.permutations(replies()):
-        arrays, _ = guarded_strategy(config, RunRecord(tmp_path)).aggregate_train(1, list(order))
+        arrays, _ = guarded_strategy(config, RunRecord(tmp_path), Model(), N).aggregate_train(1, list(order))
         seen.add(b"".join(array.numpy().tobytes() for array in arrays.to_torch_state_dict().values()))
     assert len(seen) == 1
 
@@ -76,13 +86,40 @@ def test_what_each_client_did_is_kept_in_client_order(strategy, tmp_path):
 def test_an_update_that_is_not_finite_names_client_and_round(strategy, bad):
     spoilt = weights_of(1)
     spoilt["w"][2, 1] = bad
-    messages = [reply(0, weights_of(0), 1), reply(1, spoilt, 1), reply(2, weights_of(2), 1)]
-    with pytest.raises(FederationError, match=r"client 1.*round 5"):
+    messages = [reply(0, weights_of(0), 10), reply(1, spoilt, 30), reply(2, weights_of(2), 60)]
+    with pytest.raises(FederationError, match=r"round 5: client 1: w is not finite; expected .* 3 of 3"):
         strategy.aggregate_train(5, messages)
 
 
+ODD = {
+    "a name less": (lambda sent: {"w": sent["w"]}, "missing or unknown weights, b"),
+    "a name more": (lambda sent: sent | {"x": sent["b"]}, "missing or unknown weights, x"),
+    "another shape": (lambda sent: sent | {"w": sent["w"].T.copy()}, r"w is float32 \(3, 5\), expected float32 \(5, 3\)"),
+    "another type": (lambda sent: sent | {"b": sent["b"].astype(np.float64)}, r"b is float64 \(4,\), expected float32"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_update_of_another_model_names_client_round_and_weights(strategy, kind):
+    spoil, words = ODD[kind]
+    messages = [reply(0, weights_of(0), 10), reply(1, spoil(weights_of(1)), 30), reply(2, weights_of(2), 60)]
+    with pytest.raises(FederationError, match=rf"round 5: client 1: {words}"):
+        strategy.aggregate_train(5, messages)
+
+
+def test_a_client_cannot_claim_more_cases_than_it_has(strategy):
+    messages = [reply(0, weights_of(0), 10), reply(1, weights_of(1), 3000), reply(2, weights_of(2), 60)]
+    with pytest.raises(FederationError, match="round 2: client 1: trained on 3000 cases, expected 30"):
+        strategy.aggregate_train(2, messages)
+
+
+def test_a_client_cannot_answer_twice(strategy):
+    with pytest.raises(FederationError, match=r"round 2: answers from clients \[0, 1, 1, 2\]"):
+        strategy.aggregate_train(2, [*replies(), reply(1, weights_of(1), 30)])
+
+
 def test_a_client_that_does_not_answer_is_named(strategy):
-    with pytest.raises(FederationError, match=r"round 2.*client 0, 2"):
+    with pytest.raises(FederationError, match="round 2: client 0: no answer; client 2: no answer; expected .* 3 of 3"):
         strategy.aggregate_train(2, replies()[1:2])
 
 
@@ -96,8 +133,8 @@ def failing(monkeypatch, client, round_number, spoil):
     """Let one client fail in one round."""
     train_round = federation.train_round
 
-    def train(model, data, rows, config, own, number):
-        done = train_round(model, data, rows, config, own, number)
+    def train(model, data, rows, config, own, number, *more):
+        done = train_round(model, data, rows, config, own, number, *more)
         if (own, number) == (client, round_number):
             spoil(model)
         return done
@@ -133,22 +170,26 @@ def test_a_client_that_fails_stops_its_run_by_name_and_no_other(data, tmp_path, 
     assert outcome(experiment.run(bad, data, store)) == outcome(experiment.run(bad, data, RunStore(tmp_path / "other")))
 
 
-def test_all_clients_failing_stops_the_run(images, tmp_path, monkeypatch):
-    def broken(*_):
+def test_a_failure_that_stops_the_run_stops_it_at_once(images, tmp_path, monkeypatch):
+    asked_for = []
+
+    def broken(model, data, rows, config, client, *_):
+        asked_for.append(client)
         raise UserError("no images today")
 
     monkeypatch.setattr(federation, "train_round", broken)
-    with pytest.raises(FederationError, match=r"client 0.*round 1.*no images today"):
+    with pytest.raises(FederationError, match=r"round 1: client 0 failed: UserError: no images today; expected"):
         experiment.run(run_config(images, "federated"), images, RunStore(tmp_path))
+    assert asked_for == [0], "no other client trains in vain"
 
 
 def test_clients_train_on_their_own_cases_only(data, tmp_path, monkeypatch):
     config, asked_for = run_config(data, "federated", partition="unbalanced"), []
     train_round = federation.train_round
 
-    def watched(model, data, rows, config, client, number):
+    def watched(model, data, rows, config, client, number, *more):
         asked_for.append((number, client, rows.tolist()))
-        return train_round(model, data, rows, config, client, number)
+        return train_round(model, data, rows, config, client, number, *more)
 
     monkeypatch.setattr(federation, "train_round", watched)
     experiment.run(config, data, RunStore(tmp_path))
@@ -164,3 +205,58 @@ def test_bytes_are_those_of_the_weights(data, tmp_path):
     totals = run.clients.groupby("round")[["bytes_up", "bytes_down"]].sum()
     assert (run.rounds.set_index("round")[["bytes_up", "bytes_down"]] == totals).all().all()
     assert run.result["bytes"] == totals.to_numpy().sum()
+
+
+@pytest.fixture
+def lenient(images, tmp_path):
+    """Three clients, of which two must answer."""
+    config = run_config(images, "federated", n_clients=3, quorum=0.5)
+    return guarded_strategy(config, RunRecord(tmp_path), Model(), N)
+
+
+SPOILT = {
+    "no answer": (lambda messages: messages[:2], "client 2: no answer"),
+    "an error": (
+        lambda messages: [*messages[:2], Message(Error(code=0, reason="client 2 failed: out of memory"), reply_to=asked(2))],
+        "client 2 failed: out of memory",
+    ),
+    "not a number": (
+        lambda messages: [*messages[:2], reply(2, {name: w * np.nan for name, w in weights_of(2).items()}, 60)],
+        "client 2: w is not finite",
+    ),
+    "another size": (lambda messages: [*messages[:2], reply(2, weights_of(2), 61)], "client 2: trained on 61 cases"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_with_a_quorum_a_round_goes_on_and_the_table_says_who_was_missing(lenient, tmp_path, kind):
+    spoil, reason = SPOILT[kind]
+    arrays, _ = lenient.aggregate_train(1, spoil(replies()))
+    by_hand = sum(n / 40 * weights_of(client)["w"] for client, n in enumerate(N[:2]))
+    assert np.allclose(arrays["w"].numpy(), by_hand, atol=1e-6)
+    table = pd.read_csv(tmp_path / "clients.csv")
+    assert table["absent"].isna().tolist() == [True, True, False]
+    assert table["absent"][2].startswith(reason)
+    assert table["n"].tolist() == [10, 30, 0]
+    assert lenient.traffic() == {"bytes_down": 2, "bytes_up": 4}
+
+
+def test_below_the_quorum_the_round_stops(lenient):
+    with pytest.raises(FederationError, match="round 4: client 1: no answer; client 2: no answer; expected .* 2 of 3"):
+        lenient.aggregate_train(4, replies()[:1])
+
+
+def test_a_run_with_a_quorum_tells_who_was_missing_in_which_round(images, tmp_path, monkeypatch):
+    config, store = run_config(images, "federated", quorum=0.5), RunStore(tmp_path)
+    with monkeypatch.context() as patched:
+        failing(patched, 1, 2, raises)
+        run = experiment.run(config, images, store)
+    missing = statistics.absences([run])
+    assert missing[["round", "client"]].to_numpy().tolist() == [[2, 1]]
+    assert missing["absent"][0] == "client 1 failed: OSError: disk full"
+    assert run.clients["n"].tolist()[-1] == 0
+    assert plots.client_curves(run).alt
+    whole = experiment.run(run_config(images, "federated"), images, store)
+    assert whole.config.run_id != config.run_id
+    assert whole.result["weights_sha256"] != run.result["weights_sha256"]
+    assert statistics.absences([whole]).empty

@@ -7,9 +7,10 @@ import pytest
 import torch
 from filelock import Timeout
 
-from fedlib import experiment, runs
+from fedlib import experiment
 from fedlib.config import UserError
-from fedlib.runs import RunStore, state_sha256, write_atomically
+from fedlib.data import write_atomically
+from fedlib.runs import RunStore, state_sha256
 from tests.helpers import outcome, run_config
 
 
@@ -26,7 +27,7 @@ def dying_after(monkeypatch, n_writes):
             raise Killed
         replace(source, target)
 
-    monkeypatch.setattr(runs.os, "replace", replace_or_die)
+    monkeypatch.setattr(os, "replace", replace_or_die)
     return lambda: next(count)
 
 
