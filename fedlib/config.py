@@ -20,8 +20,10 @@ PROFILES = Path(__file__).resolve().parent / "profiles"
 Task = Literal["classification", "segmentation"]
 Mode = Literal["centralized", "local", "federated"]
 Partition = Literal["balanced", "unbalanced", "label_skew", "by_group"]
-Strategy = Literal["fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum"]
-Engine = Literal["inprocess"]
+Strategy = Literal[
+    "fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum", "scaffold"
+]
+Engine = Literal["inprocess", "ray", "deployment"]
 KRUM_CLIENTS = 5
 """2 f + 3 with one bad client (f = 1): Blanchard et al., 2017."""
 ProfileName = Literal["smoke", "quick", "full"]
@@ -100,10 +102,33 @@ class Dealing(_Frozen):
 
 
 class Federation(_Frozen):
-    """What a federation does when a client fails."""
+    """How a federation runs, besides its strategy. All values are *chosen*."""
 
+    participation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the clients that take part in a round, drawn anew for each round from the seed."""
     quorum: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the clients that must give a sound answer in each round; 1: a single failure stops the run."""
+    """Share of a round's clients that must give a sound answer; 1: a single failure stops the run."""
+    reply_timeout: Annotated[float, Field(gt=0)] = 3600.0
+    """Seconds after which a client counts as absent."""
+    batch_norm: Literal["average", "local", "group"] = "average"
+    """BatchNorm is averaged like all weights; stays at its client (FedBN); or is GroupNorm instead, in every arm."""
+    transport: Literal["fp32", "fp16"] = "fp32"
+    """Numbers on their way between server and clients; fp16 halves the bytes."""
+    privacy: Literal["none", "central", "local"] = "none"
+    """Differential privacy of a client's update: noise added by the server to the mean, or by each client."""
+    noise_multiplier: Annotated[float, Field(gt=0)] = 1.0
+    """Standard deviation of the noise over its sensitivity, with privacy."""
+    clipping_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Largest L2 norm of a client's update, with privacy: longer ones are shortened to it."""
+
+    @property
+    def personal(self) -> bool:
+        """Whether every client has a model of its own in the end: what is shared, and its own BatchNorm."""
+        return self.batch_norm == "local"
+
+    def sampled(self, n_clients: int) -> int:
+        """Clients that take part in a round."""
+        return max(1, round(self.participation * n_clients))
 
 
 class RunConfig(Training, Dealing, Federation):
@@ -118,6 +143,11 @@ class RunConfig(Training, Dealing, Federation):
     seed: Annotated[int, Field(ge=0)]
     data_fingerprint: str
     """The fingerprint of the prepared set: another data set is another run."""
+
+    @property
+    def models_apart(self) -> bool:
+        """Whether every client ends with a model of its own; the run's scores are then their means."""
+        return self.mode == "local" or self.personal
 
     @property
     def run_id(self) -> str:
@@ -167,13 +197,34 @@ class StudyConfig(TaskProfile, Dealing, Federation):
         if profile in ProfileName.__args__ and task in Task.__args__:
             defaults |= load_profile(profile)[task].model_dump()
         study = validated(cls, defaults | given)
-        if study.strategy == "krum" and min(study.client_counts) < KRUM_CLIENTS:
-            raise UserError(
-                f"client_counts = {min(study.client_counts)}: strategy krum can bear one bad client of at least "
-                f"{KRUM_CLIENTS}; expected counts of at least {KRUM_CLIENTS}"
-            )
+        study.refuse_conflicts()
         absolute = {name: path.absolute() for name in ("out_dir", "data_dir") if (path := getattr(study, name))}
         return study.model_copy(update=absolute)
+
+    def refuse_conflicts(self) -> None:
+        """Raise UserError when settings do not go together, before anything is trained."""
+        fewest = min(map(self.sampled, self.client_counts))
+        if self.strategy == "krum" and fewest < KRUM_CLIENTS:
+            raise UserError(
+                f"client_counts = {min(self.client_counts)}: strategy krum can bear one bad client of at least "
+                f"{KRUM_CLIENTS} in a round, there are {fewest}; expected counts of at least {KRUM_CLIENTS}"
+            )
+        if self.task == "segmentation" and self.batch_norm != "average":
+            found = f"batch_norm = {self.batch_norm!r}: the 3D U-Net has instance normalisation, no BatchNorm"
+            raise UserError(f"{found}; expected 'average' for segmentation")
+        if self.personal and self.participation < 1:
+            found = f"participation = {self.participation}: a client that never took part would have no BatchNorm of its own"
+            raise UserError(f"{found}; expected 1 with batch_norm = 'local'")
+        if self.privacy == "none":
+            return
+        if self.task == "classification" and self.batch_norm != "group":
+            found = f"batch_norm = {self.batch_norm!r}: statistics of BatchNorm would leave a client without noise"
+            raise UserError(f"{found}; expected 'group' with privacy = {self.privacy!r}")
+        if self.strategy != "fedavg":
+            raise UserError(f"strategy = {self.strategy!r}: expected 'fedavg' with privacy = {self.privacy!r}")
+        if self.quorum < 1:
+            found = f"quorum = {self.quorum}: fewer clients than planned change what the noise protects"
+            raise UserError(f"{found}; expected 1 with privacy = {self.privacy!r}")
 
     @classmethod
     def from_notebook(cls, namespace: dict[str, Any]) -> "StudyConfig":
@@ -197,6 +248,9 @@ class StudyConfig(TaskProfile, Dealing, Federation):
             "task": self.task, "data_fingerprint": data_fingerprint}  # fmt: skip
         needs: dict[str, dict[str, Any]] = {
             "label_skew": {"alpha": self.alpha}, "by_group": {"group_column": self.group_column}}  # fmt: skip
+        if self.batch_norm == "group":  # another model, so for every arm
+            shared["batch_norm"] = "group"
+        flower = self.model_dump(include={"strategy", "engine", *Federation.model_fields})
         grid: list[dict[str, Any]] = []
         for seed in self.seeds:
             grid.append({"mode": "centralized", "seed": seed})
@@ -204,9 +258,8 @@ class StudyConfig(TaskProfile, Dealing, Federation):
                 for partition in self.partitions:
                     dealt = {"seed": seed, "n_clients": n_clients, "partition": partition, **needs.get(partition, {})}
                     grid.append({"mode": "local", **dealt})
-                    flower = {"strategy": self.strategy, "engine": self.engine, "quorum": self.quorum}
-                    grid.append({"mode": "federated", **flower, **dealt})
-        return [RunConfig(**shared, **arm) for arm in grid if arm["mode"] in modes]
+                    grid.append({"mode": "federated", **dealt, **flower})
+        return [RunConfig(**shared | arm) for arm in grid if arm["mode"] in modes]
 
 
 def validated(model: type[BaseModel], values: dict[str, Any]) -> Any:

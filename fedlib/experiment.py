@@ -17,6 +17,7 @@ from fedlib.config import RunConfig
 from fedlib.data import PreparedSet
 from fedlib.engines import run_federation
 from fedlib.partition import clients_of
+from fedlib.privacy import DELTA, epsilon_after
 from fedlib.runs import Run, RunRecord, RunStore, provenance, state_sha256
 from fedlib.training import device, evaluate, initial_model, train_round, weights_of
 
@@ -66,7 +67,7 @@ def run_all(
 
 
 def load_model(run: Run, data: PreparedSet, client: int | None = None) -> torch.nn.Module:
-    """The trained model of a run; of a local run that of one client."""
+    """The trained model of a run; where each client has its own (`models_apart`), that of one client."""
     model, state = initial_model(run.config, data), run.weights()
     prefix = "" if client is None else f"client{client}."
     model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)})
@@ -75,8 +76,10 @@ def load_model(run: Run, data: PreparedSet, client: int | None = None) -> torch.
 
 @torch.inference_mode()
 def predict(run: Run, data: PreparedSet, rows: np.ndarray) -> np.ndarray:
-    """Labels that a run's model gives to cases: classes (B,), or structures (B, X, Y, Z). Not for local runs."""
-    model = load_model(run, data).eval()
+    """Labels that a run's model gives to cases: classes (B,), or structures (B, X, Y, Z).
+
+    Where each client has its own model, that of the first."""
+    model = load_model(run, data, 0 if run.config.models_apart else None).eval()
     images, _ = data.tensors(rows)
     return model(images.to(device())).argmax(1).cpu().numpy()
 
@@ -122,7 +125,7 @@ MODES = {"centralized": _train_apart, "local": _train_apart, "federated": _train
 def _score(config: RunConfig, data: PreparedSet, record: RunRecord) -> Run:
     """Score the final model, or those of the clients, on the test split; write what a finished run has."""
     trained = Run(record.folder)
-    alone = range(config.n_clients) if config.mode == "local" else [None]
+    alone = range(config.n_clients) if config.models_apart else [None]
     tables, scores, hashes = [], [], []
     for client in alone:
         model = load_model(trained, data, client)
@@ -131,16 +134,17 @@ def _score(config: RunConfig, data: PreparedSet, record: RunRecord) -> Run:
         hashes.append(state_sha256(model.state_dict()))
         tables.append(cases if client is None else cases.assign(client=client))
     record.log_cases(pd.concat(tables, ignore_index=True))
-    if config.mode == "local":
+    if config.models_apart:
         tested = [{f"test_{metric}": score for metric, score in row.items()} for row in scores]
         record.log_test_scores([row | {"weights_sha256": sha} for row, sha in zip(tested, hashes, strict=True)])
         weights_sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
     else:
         weights_sha256 = hashes[0]
-    return record.finish(
-        provenance(config, weights_sha256, device()),
-        _result(trained, data, pd.DataFrame(scores).mean().to_dict(), weights_sha256),
-    )
+    about, result = provenance(config, weights_sha256, device()), pd.DataFrame(scores).mean().to_dict()
+    if config.privacy != "none":
+        result["epsilon"] = epsilon_after(config, config.rounds)
+        about["privacy"] = {"epsilon": result["epsilon"], "delta": DELTA, "unit": "client", "mechanism": config.privacy}
+    return record.finish(about, _result(trained, data, result, weights_sha256))
 
 
 def _result(run: Run, data: PreparedSet, metrics: dict[str, float], weights_sha256: str) -> dict[str, Any]:
@@ -164,7 +168,8 @@ def _progress(config: RunConfig, store: RunStore) -> Iterator[None]:
     """A bar over the clients' turns. It watches the run's folder, so that it works whatever engine does the training."""
     table = store.folder / config.run_id / "clients.csv"
     finished = threading.Event()
-    bar = tqdm(total=config.rounds * config.n_clients, desc=config.run_id, unit="turn", leave=False, file=sys.stdout)
+    turns = config.rounds * config.sampled(config.n_clients)
+    bar = tqdm(total=turns, desc=config.run_id, unit="turn", leave=False, file=sys.stdout)
 
     def watch() -> None:
         while not finished.wait(0.5):

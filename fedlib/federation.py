@@ -1,11 +1,10 @@
-"""The federation: one Flower ClientApp, one Flower ServerApp, and what guards the rounds.
+"""The server of the federation: one Flower ServerApp's work, and what guards the rounds.
 
 Flower brings the messages and the strategies. What it leaves open is closed here: replies are put in the order of the
 clients (aggregation in order of arrival gives other weights each time), a client that fails or answers nonsense stops
 the run by name (Flower would average the rest), and what each client did is kept (Flower drops it after averaging).
 """
 
-import functools
 import logging
 import math
 import time
@@ -13,181 +12,308 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.serde import recorddict_to_proto
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
 
 from fedlib import tasks
-from fedlib.config import RunConfig
-from fedlib.data import open_prepared
+from fedlib.client import cast, client_name, own, shared
+from fedlib.config import RunConfig, UserError
+from fedlib.data import PreparedSet, open_prepared
 from fedlib.partition import clients_of
-from fedlib.runs import RunRecord
-from fedlib.strategies import STRATEGIES, Sound
-from fedlib.training import evaluate, initial_model, train_round, weights_of
+from fedlib.privacy import CentralPrivacy, epsilon_after
+from fedlib.runs import Progress, RunRecord
+from fedlib.strategies import CONTROL, STRATEGIES, Sound
+from fedlib.training import evaluate, initial_model
 
 logging.getLogger("flwr").setLevel(logging.ERROR)  # a run store and a progress bar say it better
 
-client_app = ClientApp()
-server_app = ServerApp()
-
-
 NOTHING = {"n": 0, "seconds": 0.0, "bytes_down": 0, "bytes_up": 0}
 """What a client that was absent added to a round."""
+ROLL_CALL_SECONDS = 120.0
+"""How long the server waits for the clients' nodes to be there (*chosen*)."""
 
 
 class FederationError(RuntimeError):
     """Too many clients failed: their numbers, the round and the causes."""
 
 
-@client_app.train()
-def train(message: Message, context: Context) -> Message:
-    """A client's turn: take the global weights, train one round on the own cases, send the weights back.
+def serve(grid: Grid, config: RunConfig, data_dir: Path, run_dir: Path) -> None:
+    """Run the strategy; after every round score the global model on the validation split, and keep it.
 
-    The client's number is `node_config["partition-id"]`; the run's configuration and the folder of the prepared set are in
-    `run_config`. No image leaves this function.
+    Rounds, clients and final weights go to `run_dir`, the run's folder; from a checkpoint there it goes on.
+    Raises FederationError, and UserError when the prepared set is not the run's.
     """
-    config, data = _of_run(context)
-    client, round_number = int(context.node_config["partition-id"]), int(message.content["config"]["server-round"])
-    model = _model(config, data.folder)
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    rows, proximal_mu = _clients(config, data.folder)[client], message.content["config"].get("proximal-mu", 0.0)
-    trained = train_round(model, data, rows, config, client, round_number, proximal_mu)
-    arrays = ArrayRecord.from_torch_state_dict(model.state_dict())
-    metrics = {
-        "client": client,
-        "num-examples": trained.pop("n"),
-        "bytes_down": message.content["arrays"].count_bytes(),
-        "bytes_up": arrays.count_bytes(),
-    } | trained
-    return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)}), reply_to=message)
+    data = open_prepared(data_dir, config.task)
+    if data.fingerprint != config.data_fingerprint:
+        raise UserError(f"{data_dir}: data fingerprint {data.fingerprint[:12]}, expected {config.data_fingerprint[:12]}")
+    _Server(grid, config, data, RunRecord(run_dir)).run()
 
 
-@server_app.main()
-def serve(grid: Grid, context: Context) -> None:
-    """The server: run the strategy; after every round score the global model on the validation split, and keep it.
+class _Server:
+    """One run: the grid of its clients, its model and its record."""
 
-    Rounds, clients and final weights go to the run's folder, `run_config["run-dir"]`; from a checkpoint there it goes on.
+    def __init__(self, grid: Grid, config: RunConfig, data: PreparedSet, record: RunRecord):
+        self.grid, self.config, self.data, self.record = grid, config, data, record
+        self.told = ConfigRecord({
+            "run": config.model_dump_json(), "data-dir": str(data.folder), "transport": config.transport,
+            "state-dir": str(record.folder / "checkpoints"), "threads": torch.get_num_threads()})  # fmt: skip
+        self.model = initial_model(config, data)
+        self.shared = shared(config, self.model)
+        self.progress = Progress()
+
+    def run(self) -> None:
+        state, self.progress = self.record.load_checkpoint("global")
+        self.nodes = roll_call(self.grid, self.config, self.told)
+        cases = [len(rows) for rows in clients_of(self.config, self.data)]
+        done = len(self.progress.rounds)
+        self.strategy = guarded_strategy(self.config, self.record, self.model, cases, self.nodes, done)
+        if state:
+            self.strategy.remember(state)
+            self.shared = {name: state[name] for name in self.shared}
+            self.record.log_clients(self.progress.clients)
+            self.record.log_rounds(self.progress.rounds)
+        self.began = time.perf_counter()
+        self.strategy.start(
+            self.grid,
+            ArrayRecord.from_torch_state_dict(self.shared),
+            num_rounds=self.config.rounds - done,
+            timeout=self.config.reply_timeout,
+            train_config=self.told,
+            evaluate_config=ConfigRecord(dict(self.told)),
+            evaluate_fn=self.after_round,
+        )
+        self.record.save_weights(self.final_weights())
+
+    def after_round(self, server_round: int, arrays: ArrayRecord) -> None:
+        """Score, log and keep what a round gave. Flower calls once before the first round, with 0."""
+        if server_round > 0:
+            seconds = time.perf_counter() - self.began
+            self.shared = arrays.to_torch_state_dict()
+            number = len(self.progress.rounds) + 1
+            row = {"round": number, **self.scores(), "seconds": seconds, **self.strategy.traffic()}
+            if self.config.privacy != "none":
+                row["epsilon"] = epsilon_after(self.config, number)
+            self.progress.rounds.append(row)
+            self.progress.clients += self.strategy.last_round
+            self.record.log_rounds([row])
+            self.record.save_checkpoint("global", self.shared | self.strategy.memory(), self.progress)
+        self.began = time.perf_counter()
+
+    def scores(self) -> dict[str, float]:
+        """On the validation split: of the global model or, where each client has its own, their mean."""
+        if self.config.personal:
+            return self.strategy.validated
+        self.model.load_state_dict(self.shared)
+        cases = evaluate(self.model, self.data, self.data.split("val"), self.config)
+        return tasks.get(self.config.task).summarize(cases)
+
+    def final_weights(self) -> dict[str, torch.Tensor]:
+        """The global model or, where each client has its own, all of them, by client."""
+        if not self.config.personal:
+            return self.shared
+        weights = {}
+        for reply in ask(self.grid, self.nodes, self.config, "query.own", self.told):
+            client = self.nodes[reply.metadata.src_node_id]
+            model = self.shared | reply.content["arrays"].to_torch_state_dict()
+            weights |= {f"client{client}.{name}": model[name] for name in self.model.state_dict()}
+        return weights
+
+
+def roll_call(grid: Grid, config: RunConfig, told: ConfigRecord) -> dict[int, int]:
+    """Ask every node which client it is: node id -> client. Node ids are random, clients are not.
+
+    Raises FederationError when nodes are missing after ROLL_CALL_SECONDS, or are not the clients 0 to n_clients - 1.
     """
-    config, data = _of_run(context)
-    model = initial_model(config, data)
-    record = RunRecord(str(context.run_config["run-dir"]))
-    state, progress = record.load_checkpoint("global")
-    cases = [len(rows) for rows in _clients(config, data.folder)]
-    strategy = guarded_strategy(config, record, model, cases, rounds_before=len(progress.rounds))
-    if state:
-        strategy.remember(state)
-        model.load_state_dict({name: state[name] for name in model.state_dict()})
-        record.log_clients(progress.clients)
-        record.log_rounds(progress.rounds)
-    began = time.perf_counter()
+    until, wanted = time.monotonic() + ROLL_CALL_SECONDS, config.n_clients
+    while len(ids := list(grid.get_node_ids())) < wanted:
+        if time.monotonic() > until:
+            raise FederationError(f"{len(ids)} of {wanted} clients connected within {ROLL_CALL_SECONDS:.0f} s")
+        time.sleep(0.2)
+    replies = ask(grid, dict.fromkeys(ids), config, "query", told)
+    nodes = {reply.metadata.src_node_id: int(reply.content["metrics"]["client"]) for reply in replies}
+    if sorted(nodes.values()) != list(range(wanted)):
+        found = f"the nodes that are there are clients {sorted(nodes.values())}"
+        raise FederationError(f"{found}, expected each of 0 to {wanted - 1} once (partition-id in a node's configuration)")
+    return nodes
 
-    def after_round(server_round: int, arrays: ArrayRecord) -> None:
-        nonlocal began
-        if server_round > 0:  # Flower calls once before the first round
-            seconds = time.perf_counter() - began
-            model.load_state_dict(arrays.to_torch_state_dict())
-            scores = tasks.get(config.task).summarize(evaluate(model, data, data.split("val"), config))
-            done = strategy.rounds_before + server_round
-            progress.rounds.append({"round": done, **scores, "seconds": seconds, **strategy.traffic()})
-            progress.clients += strategy.last_round
-            record.log_rounds(progress.rounds[-1:])
-            record.save_checkpoint("global", weights_of(model) | strategy.memory(), progress)
-        began = time.perf_counter()
 
-    left = config.rounds - len(progress.rounds)
-    start = ArrayRecord.from_torch_state_dict(model.state_dict())
-    strategy.start(grid, start, num_rounds=left, evaluate_fn=after_round)
-    record.save_weights(weights_of(model))
+def ask(grid: Grid, nodes: dict[int, int | None], config: RunConfig, kind: str, told: ConfigRecord) -> list[Message]:
+    """One question to all nodes. Raises FederationError unless every one of them answers it."""
+    content = RecordDict({"config": told})
+    messages = [Message(content, dst_node_id=node, message_type=kind) for node in nodes]
+    replies = list(grid.send_and_receive(messages, timeout=config.reply_timeout))
+    faults = [reply.error.reason for reply in replies if reply.has_error()]
+    silent = set(nodes) - {reply.metadata.src_node_id for reply in replies}
+    faults += [f"{_node_name(nodes, node)}: no answer within {config.reply_timeout:g} s" for node in silent]
+    if faults:
+        raise FederationError(f"{kind}: {'; '.join(sorted(faults))}")
+    return replies
+
+
+class _Roster:
+    """Stands for the grid where Flower's strategies look for nodes: those that take part in a round, and no other."""
+
+    def __init__(self, node_ids: list[int]):
+        self.node_ids = node_ids
+
+    def get_node_ids(self) -> list[int]:
+        return self.node_ids
 
 
 class _Guards:
-    """Mixed into a Flower strategy: order, checks and a row for every client, before it aggregates."""
+    """Mixed into a Flower strategy: who takes part, order, checks and a row for every client, before it aggregates."""
 
     config: RunConfig
     record: RunRecord
+    nodes: dict[int, int]
+    """Client of each node id."""
     cases: list[int]
     """Training cases of each client, as the partition has them."""
     rounds_before: int
     """Rounds of an earlier try; Flower counts from one again."""
+    asked: list[int]
+    """Clients that take part in this round."""
+    bytes_down: int = 0
+    """Size of the message that each of them got."""
     last_round: list[dict]
     """Rows of clients.csv of the round that was aggregated last."""
+    validated: dict[str, float]
+    """Mean of the clients' validation scores after the last round, where each has its own model."""
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """Flower's messages, with the number of the round in the whole run."""
-        return super().configure_train(self.rounds_before + server_round, arrays, config, grid)
+        """Flower's messages to this round's clients, with the number of the round in the whole run."""
+        number = self.rounds_before + server_round
+        self.asked = participants(self.config, number)
+        roster = _Roster([node for node, client in self.nodes.items() if client in self.asked])
+        for message in super().configure_train(number, arrays, config, roster):
+            yield self._sent(message)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]):
         """Check one round's replies, keep their metrics, and let the strategy aggregate the sound ones in client order.
 
         Raises FederationError when fewer clients than the quorum gave a sound answer, or one answered twice.
         """
-        server_round = self.rounds_before + server_round
-        answers, reasons = self._received(server_round, replies)
-        clients = [_client_of(reply) for reply in answers]
-        if len(set(clients)) != len(clients):
-            raise FederationError(f"round {server_round}: answers from clients {clients}, expected one of each")
-        absent = {_client_of(reply): fault for reply in answers if (fault := self._fault(reply))}
-        for client in set(range(self.config.n_clients)) - set(clients):
-            own = (reason for reason in reasons if reason.startswith(f"{client_name(client)} "))
-            absent[client] = next(own, f"{client_name(client)}: no answer")
-        sound = [reply for reply in answers if _client_of(reply) not in absent]
-        self._need(server_round, len(sound), [*reasons, *(absent[client] for client in sorted(absent))])
-        rows = [_client_row(server_round, reply.content["metrics"]) for reply in sound]
-        rows += [{"round": server_round, "client": client, **NOTHING, "absent": why} for client, why in absent.items()]
+        number = self.rounds_before + server_round
+        answers, absent = self._received(number, replies)
+        bytes_up = {client: serialized_bytes(reply.content) for client, reply in answers.items()}
+        for client, reply in answers.items():
+            if self.config.transport == "fp16":
+                reply.content = cast(reply.content, np.float32)
+            if fault := self._fault(client, reply):
+                absent[client] = fault
+        sound = {client: answers[client] for client in sorted(answers) if client not in absent}
+        self._need(number, len(sound), absent)
+        rows = [
+            {"round": number, "client": client, **_metrics(reply)}
+            | {"bytes_down": self.bytes_down, "bytes_up": bytes_up[client]}
+            for client, reply in sound.items()
+        ]
+        rows += [{"round": number, "client": client, **NOTHING, "absent": why} for client, why in absent.items()]
         self.last_round = sorted(rows, key=lambda row: row["client"])
         self.record.log_clients(self.last_round)
-        return super().aggregate_train(server_round, sound)
+        return super().aggregate_train(number, list(sound.values()))
 
-    def _received(self, server_round: int, replies: Iterable[Message]) -> tuple[list[Message], list[str]]:
-        """Answers in client order, and the reasons of errors; it does not wait for the rest when too many failed."""
-        answers, reasons = [], []
-        for reply in replies:
-            if not reply.has_error():
-                answers.append(reply)
-                continue
-            reasons.append(reply.error.reason)
-            self._need(server_round, self.config.n_clients - len(reasons), reasons)
-        return sorted(answers, key=_client_of), reasons
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid):
+        """Where each client has its own model, all of them validate; else nobody is asked."""
+        if not self.config.personal:
+            return
+        config["server-round"] = self.rounds_before + server_round
+        content = RecordDict({"arrays": arrays, "config": config})
+        self.asked = sorted(self.nodes.values())
+        for node in self.nodes:
+            yield self._sent(Message(content, dst_node_id=node, message_type="evaluate"))
 
-    def _need(self, server_round: int, sound: int, faults: list[str]) -> None:
-        needed, of = math.ceil(self.config.quorum * self.config.n_clients), self.config.n_clients
-        if sound < needed:
-            expected = f"expected sound answers from {needed} of {of} clients, {sound} can be had"
-            raise FederationError(f"round {server_round}: {'; '.join(dict.fromkeys(faults))}; {expected}")
-
-    def _fault(self, reply: Message) -> str:
-        """What is wrong with an update; empty when it is sound."""
-        client, n = _client_of(reply), reply.content["metrics"]["num-examples"]
-        if not 0 <= client < self.config.n_clients:
-            return f"{client_name(client)}: unknown, expected 0 to {self.config.n_clients - 1}"
-        if n != self.cases[client]:  # the weight of its update
-            return f"{client_name(client)}: trained on {n} cases, expected {self.cases[client]}, its share"
-        fault = fault_of(reply.content["arrays"], self.initial)
-        return fault and f"{client_name(client)}: {fault}"
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Mean validation score of the clients' own models."""
+        if not self.config.personal:
+            return
+        number = self.rounds_before + server_round
+        answers, absent = self._received(number, replies)
+        self._need(number, len(answers), absent)
+        table = pd.DataFrame([_metrics(answers[client]) for client in sorted(answers)])
+        self.validated = table.drop(columns="n").mean().to_dict()
 
     def traffic(self) -> dict[str, int]:
         """Bytes of the last round, over all clients."""
         return {way: sum(row[way] for row in self.last_round) for way in ("bytes_down", "bytes_up")}
 
+    def _sent(self, message: Message) -> Message:
+        if self.config.transport == "fp16":
+            message.content = cast(message.content, np.float16)
+        self.bytes_down = serialized_bytes(message.content)
+        return message
+
+    def _received(self, number: int, replies: Iterable[Message]) -> tuple[dict[int, Message], dict[int, str]]:
+        """Answer of each client, and why others gave none; it does not wait for the rest when too many failed."""
+        answers, absent = {}, {}
+        for reply in replies:
+            client = self.nodes[reply.metadata.src_node_id]
+            if client in answers or client in absent:
+                raise FederationError(f"round {number}: {client_name(client)}: answered twice")
+            if reply.has_error():
+                absent[client] = _reason(client, reply.error.reason)
+                self._need(number, len(self.asked) - len(absent), absent)
+            else:
+                answers[client] = reply
+        for client in set(self.asked) - set(answers) - set(absent):
+            absent[client] = f"{client_name(client)}: no answer within {self.config.reply_timeout:g} s"
+        return answers, absent
+
+    def _need(self, number: int, sound: int, faults: dict[int, str]) -> None:
+        needed, of = math.ceil(self.config.quorum * len(self.asked)), len(self.asked)
+        if sound < needed:
+            told = "; ".join(faults[client] for client in sorted(faults))
+            raise FederationError(
+                f"round {number}: {told}; expected sound answers from {needed} of {of} clients, {sound} can be had"
+            )
+
+    def _fault(self, client: int, reply: Message) -> str:
+        """What is wrong with an update; empty when it is sound."""
+        n = reply.content["metrics"]["num-examples"]
+        if n != self.cases[client]:  # the weight of its update
+            return f"{client_name(client)}: trained on {n} cases, expected {self.cases[client]}, its share"
+        expected = {"arrays": self.initial}
+        if self.config.strategy == "scaffold":
+            expected[CONTROL] = {name: array for name, array in self.initial.items() if name in self.learned}
+        for name, wanted in expected.items():
+            if fault := fault_of(reply.content.get(name, {}), wanted):
+                return f"{client_name(client)}: {fault}"
+        return ""
+
 
 def guarded_strategy(
-    config: RunConfig, record: RunRecord, model: torch.nn.Module, cases: list[int], rounds_before: int = 0
-) -> FedAvg:
-    """Flower's strategy of that name under our guards; every client takes part in every round."""
+    config: RunConfig,
+    record: RunRecord,
+    model: torch.nn.Module,
+    cases: list[int],
+    nodes: dict[int, int],
+    rounds_before: int = 0,
+) -> Strategy:
+    """Flower's strategy of that name under our guards."""
     base, options = STRATEGIES[config.strategy]
-    strategy = type(f"Guarded{base.__name__}", (_Guards, Sound, base), {})(
-        fraction_evaluate=0.0, min_train_nodes=config.n_clients, min_available_nodes=config.n_clients, **options
-    )
-    strategy.config, strategy.record = config, record
-    strategy.initial = ArrayRecord.from_torch_state_dict(model.state_dict())
-    strategy.learned = frozenset(name for name, _ in model.named_parameters())
-    strategy.cases, strategy.rounds_before = cases, rounds_before
+    bases = (_Guards, Sound, base)
+    few = {"min_train_nodes": 1, "min_available_nodes": 1, "fraction_evaluate": 0.0}
+    if config.privacy == "central":
+        bases, options = (_Guards, CentralPrivacy), {"config": config, "rounds_before": rounds_before}
+    strategy = type(f"Guarded{base.__name__}", bases, {})(**few, **options)
+    strategy.config, strategy.record, strategy.nodes = config, record, nodes
+    strategy.initial = ArrayRecord.from_torch_state_dict(shared(config, model))
+    strategy.learned = frozenset(name for name, _ in model.named_parameters()) - set(own(config, model))
+    strategy.cases, strategy.rounds_before, strategy.asked = cases, rounds_before, sorted(nodes.values())
     return strategy
 
 
-def fault_of(update: ArrayRecord, initial: ArrayRecord) -> str:
+def participants(config: RunConfig, round_number: int) -> list[int]:
+    """The clients of a round: a draw from the seed and the round alone, so that it can be made again."""
+    rng = np.random.default_rng([config.seed, config.n_clients, round_number])
+    return sorted(rng.choice(config.n_clients, config.sampled(config.n_clients), replace=False).tolist())
+
+
+def fault_of(update: dict, initial: dict) -> str:
     """What is wrong with an update: other names, shapes or types than the model's, or numbers that are not finite.
 
     Averaged, one number that is not finite would spoil every client. Empty when nothing is wrong.
@@ -203,31 +329,31 @@ def fault_of(update: ArrayRecord, initial: ArrayRecord) -> str:
     return ""
 
 
-def client_name(client: int) -> str:
-    """How errors name a client."""
-    return f"client {client}"
+_sizes: dict[tuple, int] = {}
 
 
-def _client_of(reply: Message) -> int:
-    return reply.content["metrics"]["client"]
+def serialized_bytes(content: RecordDict) -> int:
+    """Size of weights and metrics as they go over the wire (protobuf), without the run's settings: folders have long names.
+
+    Measured once for each kind of content: to serialize every message just to count it would cost more than to deliver it.
+    """
+    counted = RecordDict({key: record for key, record in content.items() if not isinstance(record, ConfigRecord)})
+    kind = tuple((key, len(record), record.count_bytes()) for key, record in counted.items())
+    if kind not in _sizes:
+        _sizes[kind] = recorddict_to_proto(counted).ByteSize()
+    return _sizes[kind]
 
 
-def _client_row(round_number: int, metrics: MetricRecord) -> dict:
-    row = dict(metrics)
-    return {"round": round_number, "client": row.pop("client"), "n": row.pop("num-examples"), **row}
+def _metrics(reply: Message) -> dict:
+    metrics = dict(reply.content["metrics"])
+    return {"n": metrics.pop("num-examples"), **metrics}
 
 
-def _of_run(context: Context):
-    config = RunConfig.model_validate_json(str(context.run_config["config"]))
-    return config, open_prepared(str(context.run_config["data-dir"]), config.task)
+def _reason(client: int, reason: str) -> str:
+    """Why a client gave no answer: its own words, or Flower's, such as those for a node that is gone."""
+    name = client_name(client)
+    return reason if reason.startswith(f"{name} ") else f"{name}: {' '.join(reason.split())}"
 
 
-@functools.lru_cache(maxsize=1)
-def _model(config: RunConfig, folder: Path) -> torch.nn.Module:
-    """One model for all clients of a process: every round overwrites all of it, and memory stays flat in K."""
-    return initial_model(config, open_prepared(folder))
-
-
-@functools.lru_cache(maxsize=1)
-def _clients(config: RunConfig, folder: Path):
-    return clients_of(config, open_prepared(folder))
+def _node_name(nodes: dict[int, int | None], node: int) -> str:
+    return f"node {node}" if nodes[node] is None else client_name(nodes[node])

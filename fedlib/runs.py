@@ -156,11 +156,11 @@ class RunRecord:
         self._write_table("clients.csv", self._clients)
 
     def log_test_scores(self, scores: list[dict]) -> None:
-        """Add to the last row of each client what its own model reached on the test split (local runs)."""
-        for client, row in enumerate(scores):
-            last = [own for own in self._clients if own["client"] == client][-1]
-            last |= row
-        self._write_table("clients.csv", self._clients)
+        """Add to the last row of each client what its own model reached on the test split."""
+        clients = Run(self.folder).clients
+        last = clients.groupby("client").tail(1).sort_values("client").index
+        added = pd.DataFrame(scores, index=last)
+        write_atomically(self.folder / "clients.csv", clients.join(added).to_csv(index=False))
 
     def log_rounds(self, rows: list[dict]) -> None:
         """Add rows to rounds.csv."""
@@ -209,6 +209,36 @@ class RunRecord:
 
     def _write_table(self, name: str, rows: list[dict]) -> None:
         write_atomically(self.folder / name, pd.DataFrame(rows).to_csv(index=False))
+
+
+class ClientMemory:
+    """What a client keeps to itself from round to round, on its own disk: a file for a round.
+
+    A round that is trained again after an interruption finds what the client had before it, so the one before the newest
+    stays too.
+    """
+
+    def __init__(self, folder: Path | str, run_id: str, client: int):
+        self.folder, self.client = Path(folder) / run_id, client
+
+    def before(self, round_number: int) -> State:
+        """What was kept in the latest round before this one; empty when there is none."""
+        earlier = [path for path in self._files() if self._round(path) < round_number]
+        return load_file(earlier[-1]) if earlier else {}
+
+    def keep(self, round_number: int, state: State) -> None:
+        """Keep `state` as of the end of this round."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / f"client{self.client}-{round_number:05}.safetensors", save(state))
+        for outdated in self._files()[:-2]:
+            outdated.unlink()
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob(f"client{self.client}-*.safetensors"))
+
+    @staticmethod
+    def _round(path: Path) -> int:
+        return int(path.stem.rpartition("-")[2])
 
 
 def state_sha256(state: State) -> str:

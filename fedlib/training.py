@@ -7,7 +7,7 @@ bit, the centralized run.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -48,13 +48,13 @@ def train_round(
     config: RunConfig,
     client: int,
     round_number: int,
-    proximal_mu: float = 0.0,
+    adjust: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Train `model` in place for one round (from 1): local_epochs passes over `rows`, with augmentation.
 
     The order and the augmentation come from a generator of this seed, client and round alone, so that neither the engine nor
-    the order of clients can change the result. With `proximal_mu` the loss has FedProx's term, mu/2 |w - w_global|^2 (Li et
-    al., 2020, eq. 2), which holds the client near the weights it was sent.
+    the order of clients can change the result. `adjust` is called when the gradients of a step are there, before they are
+    used: the client's half of a strategy changes them in place.
     Returns n (cases), loss and the task's training metric (means over the samples seen), and seconds.
     Raises UserError when the loss is not finite.
     """
@@ -62,7 +62,6 @@ def train_round(
     generator = torch.Generator().manual_seed(stream_seed(config.seed, client, round_number))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
     loss_function = task.loss_function()
-    sent = [parameter.detach().clone() for parameter in model.parameters()] if proximal_mu else []
     plan = [batch for _ in range(config.local_epochs) for batch in batches(rows, config.batch_size, generator)]
     totals = torch.zeros(2)
     model.train()
@@ -75,8 +74,8 @@ def train_round(
             loss = loss_function(logits.float(), labels)
         optimizer.zero_grad()
         loss.backward()
-        for parameter, origin in zip(model.parameters(), sent, strict=False):
-            parameter.grad.add_(parameter.detach() - origin, alpha=proximal_mu)  # the gradient of FedProx's term
+        if adjust:
+            adjust()
         optimizer.step()
         totals += len(batch) * torch.stack([loss.detach(), task.training_metric(logits.detach(), labels)]).cpu()
     loss, metric = (totals / sum(map(len, plan))).tolist()

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
 
+import fedlib.client
 from fedlib import experiment, federation
 from fedlib.config import UserError
 from fedlib.runs import RunStore
@@ -15,7 +16,8 @@ from tests.helpers import outcome, python, run_config
 MODES = ("centralized", "local", "federated")
 KILLED = """
 import os, signal, sys
-from fedlib import experiment, federation
+import fedlib.client
+from fedlib import experiment
 from fedlib.config import RunConfig
 from fedlib.data import open_prepared
 from fedlib.runs import RunStore
@@ -29,7 +31,7 @@ def train_round(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*arguments)
 
-experiment.train_round = federation.train_round = train_round
+experiment.train_round = fedlib.client.train_round = train_round
 experiment.run(config, data, RunStore(sys.argv[3]))
 """
 
@@ -51,7 +53,7 @@ def turns(monkeypatch):
         return original(model, data, rows, config, client, number, *more)
 
     monkeypatch.setattr(experiment, "train_round", train_round)
-    monkeypatch.setattr(federation, "train_round", train_round)
+    monkeypatch.setattr(fedlib.client, "train_round", train_round)
     return seen
 
 
@@ -113,7 +115,7 @@ def test_a_failed_run_goes_on_from_there_too(images, tmp_path, turns, monkeypatc
                 raise OSError("disk full")
             return experiment.train_round(model, data, rows, config, client, number, *more)
 
-        patched.setattr(federation, "train_round", fails)
+        patched.setattr(fedlib.client, "train_round", fails)
         with pytest.raises(federation.FederationError, match="round 3: client 0 failed: OSError: disk full"):
             experiment.run(config, images, store)
     turns.clear()

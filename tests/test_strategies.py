@@ -3,17 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedlib import engines, experiment, federation
+import fedlib.client
+from fedlib import engines, experiment
 from fedlib.config import Strategy, StudyConfig, UserError
 from fedlib.federation import guarded_strategy
 from fedlib.runs import RunRecord, RunStore
-from fedlib.strategies import MEMORY, STRATEGIES
+from fedlib.strategies import CONTROL, MEMORY, STRATEGIES, ControlVariate, proximal
 from tests.helpers import run_config
 
 N = [10, 30, 60, 20, 40]
 SHARE = np.array(N) / sum(N)
+NODES = {client + 2: client for client in range(len(N))}
 
 
 class Model(torch.nn.Module):
@@ -35,9 +37,13 @@ def made(images, tmp_path):
 
     def make(name):
         config = run_config(images, "federated", n_clients=len(N), strategy=name)
-        return guarded_strategy(config, RunRecord(tmp_path), Model(), N)
+        return guarded_strategy(config, RunRecord(tmp_path), Model(), N, NODES)
 
     return make
+
+
+CHANGES = np.random.default_rng(9).normal(size=(2, 5, 2)).astype("f4")
+"""SCAFFOLD's c_i+ - c_i in two rounds: (round, client, weight)."""
 
 
 def updates(round_number=1):
@@ -48,26 +54,19 @@ def updates(round_number=1):
 
 def aggregated(strategy, arrays, round_number, w, means, counts):
     """One round through the doors that Flower uses."""
-    grid = engines.InProcessGrid(federation.client_app, contexts(len(w)))
+    grid = engines.InProcessGrid(fedlib.client.client_app, len(w))
     list(strategy.configure_train(round_number, arrays, ConfigRecord(), grid))
     replies = []
     for client, (own, mean, count) in enumerate(zip(w, means, counts, strict=True)):
         state = {"w": torch.tensor(own), "mean": torch.tensor(mean), "count": torch.tensor(count)}
-        metrics = {"client": client, "num-examples": N[client], "bytes_down": 1, "bytes_up": 1, "loss": 0.5}
+        metrics = {"num-examples": N[client], "loss": 0.5}
         content = RecordDict({"arrays": ArrayRecord.from_torch_state_dict(state), "metrics": MetricRecord(metrics)})
+        if strategy.config.strategy == "scaffold":
+            content[CONTROL] = ArrayRecord({"w": Array(CHANGES[round_number - 1][client])})
         asked = Message(RecordDict(), dst_node_id=client + 2, message_type="train")
         replies.append(Message(content, reply_to=asked))
     result, _ = strategy.aggregate_train(round_number, replies)
     return result
-
-
-def contexts(n):
-    from flwr.app import Context
-
-    return [
-        Context(run_id=1, node_id=client + 2, node_config={"partition-id": client}, state=RecordDict(), run_config={})
-        for client in range(n)
-    ]
 
 
 def two_rounds(strategy):
@@ -99,7 +98,7 @@ def test_buffers_are_averaged_and_types_stay(made, name):
     assert result["count"].numpy() == round(float(SHARE @ counts)), "rounded, not cut"
 
 
-@pytest.mark.parametrize("name", ["fedavg", "fedprox"])
+@pytest.mark.parametrize("name", ["fedavg", "fedprox", "scaffold"])
 def test_the_mean_weighted_by_cases(made, name):
     for own, mean in zip(two_rounds(made(name)), means_of_two_rounds(), strict=True):
         assert own == pytest.approx(mean, abs=1e-6)
@@ -166,10 +165,43 @@ def test_the_proximal_term_holds_a_client_near_the_global_weights(images):
     for mu in (0.0, 0.01, 100.0):
         model = experiment.initial_model(config, images)
         start = [parameter.detach().clone() for parameter in model.parameters()]
-        experiment.train_round(model, images, rows, config, 0, 1, mu)
+        experiment.train_round(model, images, rows, config, 0, 1, proximal(model, mu))
         moved.append(sum(((p.detach() - s) ** 2).sum() for p, s in zip(model.parameters(), start, strict=True)).item())
     assert moved[2] < 0.9 * moved[0]
     assert moved[1] != moved[0]
+
+
+def test_scaffold_moves_the_server_s_control_variate_by_the_mean_change(made):
+    strategy = made("scaffold")
+    two_rounds(strategy)
+    assert strategy.control["w"] == pytest.approx(SHARE @ CHANGES[0] + SHARE @ CHANGES[1], abs=1e-6)
+
+
+def test_a_client_that_sits_out_counts_with_no_change_of_its_control_variate(made):
+    """Karimireddy et al., 2020, eq. 5: |S|/N times the mean over the clients S of the round."""
+    strategy, (w, means, counts) = made("scaffold"), updates()
+    strategy.config = strategy.config.model_copy(update={"quorum": 0.4})
+    aggregated(strategy, ArrayRecord.from_torch_state_dict(Model().state_dict()), 1, w[:2], means[:2], counts[:2])
+    assert strategy.control["w"] == pytest.approx(SHARE[:2] @ CHANGES[0][:2], abs=1e-6)
+
+
+def test_the_client_s_half_of_scaffold_is_the_paper_s_option_two_for_sgd():
+    """Three steps of SGD on w (a - w)^2 / 2 by hand: y <- y - lr (g(y) - c_i + c); c_i+ = c_i - c + (x - y) / (K lr)."""
+    target, rate, steps = torch.tensor([3.0, 1.0]), 0.1, 3
+    server, own = torch.tensor([0.2, -0.1]), torch.tensor([0.5, 0.4])
+    model, y = Model(), torch.tensor([1.0, -2.0])
+    adjust = ControlVariate(model, {"w": server}, {f"{CONTROL}.w": own})
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        ((model.w - target) ** 2 / 2).sum().backward()
+        adjust()
+        optimizer.step()
+        y = y - rate * ((y - target) - own + server)
+    assert torch.allclose(model.w, y)
+    kept = own - server + (torch.tensor([1.0, -2.0]) - y) / (steps * rate)
+    assert torch.allclose(adjust.kept()[f"{CONTROL}.w"], kept, atol=1e-5)
+    assert torch.allclose(adjust.change()["w"], kept - own, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "krum"])
@@ -182,11 +214,11 @@ def test_every_strategy_trains_both_tasks(data, tmp_path, name):
     assert (run.result["weights_sha256"] == plain.result["weights_sha256"]) == (name == "fedavg")
 
 
-@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi", "fedadagrad"])
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold"])
 def test_a_resumed_run_keeps_the_server_s_memory(images, tmp_path, monkeypatch, name):
     config = run_config(images, "federated", strategy=name, rounds=3)
     whole = experiment.run(config, images, RunStore(tmp_path / "whole"))
-    original = federation.train_round
+    original = fedlib.client.train_round
 
     def stops(model, data, rows, config, client, number, *more):
         if number == 3:
@@ -194,7 +226,7 @@ def test_a_resumed_run_keeps_the_server_s_memory(images, tmp_path, monkeypatch, 
         return original(model, data, rows, config, client, number, *more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(federation, "train_round", stops)
+        patched.setattr(fedlib.client, "train_round", stops)
         with pytest.raises(KeyboardInterrupt):
             experiment.run(config, images, RunStore(tmp_path / "parts"))
     run = experiment.run(config, images, RunStore(tmp_path / "parts"))
@@ -203,7 +235,7 @@ def test_a_resumed_run_keeps_the_server_s_memory(images, tmp_path, monkeypatch, 
 
 
 def guarded_after_a_round(config, folder):
-    strategy = guarded_strategy(config.model_copy(update={"n_clients": len(N)}), RunRecord(folder), Model(), N)
+    strategy = guarded_strategy(config.model_copy(update={"n_clients": len(N)}), RunRecord(folder), Model(), N, NODES)
     two_rounds(strategy)
     return strategy
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedlib import tasks
-from fedlib.config import load_profile
+from fedlib.config import StudyConfig
 from fedlib.tasks import classification, segmentation
 
 
@@ -31,7 +31,7 @@ def test_both_tasks_export_the_same_names():
 
 
 def test_the_classifier_is_the_resnet18_of_the_literature():
-    model = classification.build_model(load_profile("full")["classification"], 4)
+    model = classification.build_model(StudyConfig.make(profile="full"), 4)
     assert sum(parameter.numel() for parameter in model.parameters()) == 11_173_188
     sizes = []
     model.layer4.register_forward_hook(lambda module, given, out: sizes.append(out.shape[-1]))
@@ -41,7 +41,7 @@ def test_the_classifier_is_the_resnet18_of_the_literature():
 
 @pytest.mark.parametrize("size", [16, 40])
 def test_the_segmenter_labels_every_voxel(size):
-    model = segmentation.build_model(load_profile("smoke")["segmentation"], 3)
+    model = segmentation.build_model(StudyConfig.make(profile="smoke", task="segmentation"), 3)
     assert model(torch.zeros(1, 1, size, size, size)).shape == (1, 3, size, size, size)
 
 

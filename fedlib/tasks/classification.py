@@ -5,7 +5,7 @@ import torch
 from monai.networks.nets import resnet18
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_recall
 
-from fedlib.config import Training
+from fedlib.config import RunConfig
 from fedlib.data import PreparedSet, random_affine
 
 METRICS = ("accuracy", "sensitivity")
@@ -21,7 +21,11 @@ PAPER = {
 }
 
 
-def build_model(config: Training, n_classes: int) -> torch.nn.Module:
+GROUPS = 8
+"""Of GroupNorm (Wu and He, 2018), when it stands in place of BatchNorm (*chosen*)."""
+
+
+def build_model(config: RunConfig, n_classes: int) -> torch.nn.Module:
     """ResNet18 (He et al., 2016) for one grey channel. Stride 2 in the stem: MONAI's default of 1 is not the paper's."""
     return resnet18(
         spatial_dims=2,
@@ -29,6 +33,7 @@ def build_model(config: Training, n_classes: int) -> torch.nn.Module:
         num_classes=n_classes,
         conv1_t_stride=2,
         widen_factor=config.width / 64,
+        norm=("group", {"num_groups": GROUPS}) if config.batch_norm == "group" else "batch",
     )
 
 

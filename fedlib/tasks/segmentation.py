@@ -10,7 +10,7 @@ from monai.metrics import compute_dice, compute_hausdorff_distance
 from monai.networks import one_hot
 from monai.networks.nets import UNet
 
-from fedlib.config import Training
+from fedlib.config import RunConfig
 from fedlib.data import PreparedSet, random_affine
 
 # MONAI 1.6 warns of an argument that it passes itself.
@@ -29,7 +29,7 @@ PAPER = {
 }
 
 
-def build_model(config: Training, n_classes: int) -> torch.nn.Module:
+def build_model(config: RunConfig, n_classes: int) -> torch.nn.Module:
     """3D U-Net with residual units (Kerfoot et al., 2019), four levels, instance normalisation."""
     channels = tuple(config.width * 2**level for level in range(4))
     return UNet(3, in_channels=1, out_channels=n_classes, channels=channels, strides=(2, 2, 2), num_res_units=2)
