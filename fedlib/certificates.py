@@ -1,4 +1,4 @@
-"""Keys and certificates of a federation on this machine: an authority of its own, the server's certificate, a key per node."""
+"""Keys and certificates of a federation on this machine: its own authority, the server's certificate, a key per node."""
 
 import datetime
 import ipaddress

@@ -1,8 +1,8 @@
 """Flower's deployment runtime on this machine: a SuperLink and SuperNodes over TLS, each node known by its key.
 
-`local_federation` starts one and takes it down; `run_deployment` is the engine `deployment`. The same apps run on a federation
-between hospitals (README). Here everything lives in one temporary folder and below one guard process (`guard.py`), so that
-nothing is left behind, whatever happens.
+`local_federation` starts one and takes it down; `run_deployment` is the engine `deployment`. The same apps run on a
+federation between hospitals (README). Here everything lives in one temporary folder and below one guard process
+(`guard.py`), so that nothing is left behind, whatever happens.
 """
 
 import json
@@ -23,9 +23,12 @@ import pandas as pd
 import torch
 
 from fedlib.certificates import AUTHORITY, HOST, SERVER, SERVER_KEY, write_certificates, write_node_key
+from fedlib.client import client_name
 from fedlib.config import ROOT, RunConfig, UserError
-from fedlib.federation import FederationError, client_name
+from fedlib.data import open_prepared
+from fedlib.federation import FederationError
 from fedlib.guard import Processes
+from fedlib.partition import clients_of
 
 COMMANDS = ("flwr", "flower-superlink", "flower-supernode", "flower-superexec", "flwr-serverapp", "flwr-clientapp")
 START_SECONDS = 120
@@ -48,8 +51,8 @@ version = "0"
 [tool.flwr.app]
 publisher = "fedlib"
 [tool.flwr.app.components]
-clientapp = "fedlib.federation:client_app"
-serverapp = "fedlib.flower_app:server_app"
+clientapp = "fedlib.client:client_app"
+serverapp = "fedlib.flower_app:engine_app"
 [tool.flwr.app.config]
 """
 """The engine's app is this file alone: its code is the one imported here, to the last uncommitted line."""
@@ -125,15 +128,13 @@ class LocalFederation:
         """A process's environment. Each has a FLWR_HOME of its own: two that unpack one app in one folder collide."""
         for folder in (home, "tmp"):
             (self.processes.folder / folder).mkdir(exist_ok=True)
-        commands = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         code = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         places = {"FLWR_HOME": str(self.processes.folder / home), "TMPDIR": str(self.processes.folder / "tmp")}
-        return os.environ | SETTINGS | {"PATH": commands, "PYTHONPATH": code} | places
+        return os.environ | SETTINGS | {"PATH": _search_path(), "PYTHONPATH": code} | places
 
     def _start(self, name: str, command: list[str], home: str = "") -> None:
-        environment = self.environment(home or f"{name}-home")
-        program = shutil.which(command[0], path=environment["PATH"])
-        self.processes.start(name, [str(program), *command[1:]], environment)
+        program = shutil.which(command[0], path=_search_path())
+        self.processes.start(name, [str(program), *command[1:]], self.environment(home or f"{name}-home"))
 
     def _wait(self, who: str, name: str, is_there: Callable[[], bool]) -> None:
         until = time.monotonic() + START_SECONDS
@@ -149,7 +150,9 @@ class LocalFederation:
         code = self.processes.exit_code(name)
         if code is None:
             return ""
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended: {last_words(self.processes.log(name))}"
+        if code < 0:
+            return f"was killed by {signal.Signals(-code).name}"
+        return f"ended: {last_words(self.processes.log(name))}"
 
     def _answers(self) -> bool:
         try:
@@ -172,8 +175,7 @@ def local_federation(n_clients: int, port: int = 0, certificates: Path | None = 
     Gone means gone: whatever ends this process, even kill -9, every process and the temporary folder go with it.
     Raises UserError, in one line, when a command is missing, the port is in use, or anything does not start.
     """
-    commands = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    if missing := [command for command in COMMANDS if not shutil.which(command, path=commands)]:
+    if missing := [command for command in COMMANDS if not shutil.which(command, path=_search_path())]:
         raise UserError(f"{', '.join(missing)}: not found beside {sys.executable} or on PATH; expected Flower's commands")
     with ExitStack() as stack:
         (own, *others) = [stack.enter_context(_reserved(wanted)) for wanted in (port, *[0] * n_clients)]
@@ -192,17 +194,11 @@ def run_deployment(config: RunConfig, data_dir: Path, run_dir: Path) -> None:
     Raises FederationError when the ServerApp failed, with its own reason, and as soon as a SuperNode is lost that the quorum
     cannot spare; UserError when the federation cannot start.
     """
+    clients_of(config, open_prepared(data_dir, config.task))  # what cannot be dealt fails before anything starts
     with local_federation(config.n_clients) as federation:
         outcome = federation.processes.folder / "outcome.json"
-        federation.submit(
-            {
-                "config": config.model_dump_json(),
-                "data-dir": str(data_dir),
-                "run-dir": str(run_dir),
-                "threads": torch.get_num_threads(),
-                "outcome": str(outcome),
-            }
-        )
+        places = {"data-dir": str(data_dir), "run-dir": str(run_dir), "outcome": str(outcome)}
+        federation.submit({"run": config.model_dump_json(), "threads": torch.get_num_threads()} | places)
         while federation.processes.exit_code(RUN) is None:
             if (lost := federation.lost()) and config.quorum == 1:
                 raise FederationError(f"round {_rounds_done(run_dir) + 1}: {'; '.join(lost)}")
@@ -226,7 +222,7 @@ def last_words(log: str) -> str:
 
 @contextmanager
 def _reserved(port: int) -> Iterator[int]:
-    """A port that nobody else is given: it stays bound, unused; a server that sets SO_REUSEADDR, as Flower's do, may listen."""
+    """A port that nobody else is given while it is held; a server that sets SO_REUSEADDR, as Flower's do, may use it."""
     with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -234,6 +230,11 @@ def _reserved(port: int) -> Iterator[int]:
         except OSError as error:
             raise UserError(f"port = {port}: {error.strerror}; expected a free port") from None
         yield held.getsockname()[1]
+
+
+def _search_path() -> str:
+    """Where commands are looked for: beside this Python first, as in an environment that was not activated."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
 def _rounds_done(run_dir: Path) -> int:

@@ -21,9 +21,14 @@ from fedlib.privacy import DELTA, epsilon_after
 from fedlib.runs import Run, RunRecord, RunStore, provenance, state_sha256
 from fedlib.training import device, evaluate, initial_model, train_round, weights_of
 
+Training = Callable[[RunConfig, PreparedSet, RunRecord], None]
+"""Trains a run; rounds, clients and final weights are then in its record."""
 
-def run(config: RunConfig, data: PreparedSet, store: RunStore) -> Run:
+
+def run(config: RunConfig, data: PreparedSet, store: RunStore, train: Training | None = None) -> Run:
     """Train and score one configuration, or read it from the store if it is done there.
+
+    `train` does the training in place of the configuration's own mode and engine (`flower_app`).
 
     The models are those after the last round: nothing is selected, the test split is touched once, at the end.
     A failure is written to the run's status and raised again; the next call goes on after the last finished round.
@@ -33,7 +38,7 @@ def run(config: RunConfig, data: PreparedSet, store: RunStore) -> Run:
             return known
         record = store.begin(config)
         try:
-            MODES[config.mode](config, data, record)
+            (train or MODES[config.mode])(config, data, record)
             return _score(config, data, record)
         except Exception as error:
             record.set_status("failed", error=f"{type(error).__name__}: {error}")

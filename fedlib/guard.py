@@ -1,8 +1,8 @@
 """Processes that end when their owner ends, in whatever way: closed, by an exception, Ctrl-C, or kill -9.
 
-A small guard process (`python -m fedlib.guard FOLDER`) starts them, adopts what they leave orphaned, and reads its orders from
-a pipe. The operating system closes that pipe when the owner dies; then the guard kills every process below it and removes
-FOLDER, where their files are. It imports the standard library only, so it is there at once.
+A small guard process (`python -m fedlib.guard FOLDER`) starts them, adopts what they leave orphaned, and reads its orders
+from a pipe. The operating system closes that pipe when the owner dies; then the guard kills every process below it and
+removes FOLDER, where their files are. It imports the standard library only, so it is there at once.
 """
 
 import contextlib
