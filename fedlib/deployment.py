@@ -43,6 +43,8 @@ SETTINGS = {
 CONNECTION = "local"
 """The federation's name in its config.toml: `FLWR_HOME=... flwr run . local`."""
 SUPERLINK, RUN = "superlink", "run"
+NODE_REFUSED = "[code: 2004]"
+"""Flower's code for a node that the SuperLink does not let in."""
 
 APP = """\
 [project]
@@ -152,7 +154,10 @@ class LocalFederation:
             return ""
         if code < 0:
             return f"was killed by {signal.Signals(-code).name}"
-        return f"ended: {last_words(self.processes.log(name))}"
+        words = last_words(self.processes.log(name))
+        if NODE_REFUSED in words:  # Flower tells the node nothing more
+            words = "the SuperLink refused it; expected a key that is registered there, and no second node with the same"
+        return f"ended: {words}"
 
     def _answers(self) -> bool:
         try:

@@ -80,7 +80,8 @@ def guard(folder: Path) -> None:
             with contextlib.suppress(OSError):
                 os.kill(child, 9)
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(-1, 0)
+            os.waitpid(-1, os.WNOHANG)  # never to wait: killing one process makes its children ours, alive
+        time.sleep(0.01)
     for _, watcher in started:
         watcher.join()
     shutil.rmtree(folder, ignore_errors=True)

@@ -36,10 +36,10 @@ def python(*arguments: object, **options) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, **options)
 
 
-def started(command: list[str], **options) -> subprocess.Popen:
+def started(command: list[str], stdout: int = subprocess.DEVNULL, **options) -> subprocess.Popen:
     """A process that Ctrl-C can stop, even where the tests run in the background of a shell, which turns that off."""
     listens = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=listens, **options)
+    return subprocess.Popen(command, cwd=ROOT, stdout=stdout, preexec_fn=listens, **options)
 
 
 def outcome(run: Run) -> dict:
