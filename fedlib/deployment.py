@@ -36,7 +36,6 @@ START_SECONDS = 120
 SETTINGS = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",  # seconds between two looks for an app to start; else 1
     "NO_PROXY": HOST,
     "no_proxy": HOST,
 }
