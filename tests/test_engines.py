@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import fedlib.client
-from fedlib import engines, experiment
+from fedlib import engines, experiment, statistics
 from fedlib.config import UserError
 from fedlib.federation import FederationError
 from fedlib.runs import RunStore
@@ -91,6 +91,32 @@ def breaking():
         return fedlib.client.train(message, context)
 
     return app
+
+
+@pytest.mark.slow
+def test_ray_runs_on_a_cluster_by_its_address(images, tmp_path, monkeypatch):
+    """A cluster of two nodes, here both on this machine; it is there before the run and after it."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        plain, ray = both(images, tmp_path)
+        assert without(ray) == without(plain)
+        assert len(cluster.list_all_nodes()) == 2
+    finally:
+        cluster.shutdown()
+    assert ray_processes() == []
+
+
+@pytest.mark.slow
+def test_under_ray_a_quorum_lets_a_round_go_on(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "client_app", breaking())
+    run = experiment.run(run_config(images, "federated", engine="ray", quorum=0.5), images, RunStore(tmp_path))
+    assert statistics.absences([run])[["round", "client", "absent"]].to_numpy().tolist() == [
+        [2, 1, "client 1 failed: OSError: disk full"]
+    ]
 
 
 def test_an_engine_without_its_package_is_one_line(images, tmp_path, monkeypatch):
