@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-PYTEST := $(BIN)/python -m pytest
+# Two processes, a core each; tests that share what is costly to make stay in one of them (tests/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .PHONY: help study test test-all lab lint format bench lock clean
 .DEFAULT_GOAL := help
@@ -42,6 +43,7 @@ format: $(READY)  ## put code and notebooks in style
 
 bench: $(READY)  ## speed, as ratios measured side by side; writes reports/bench/
 	$(BIN)/python tests/bench/federation.py
+	$(BIN)/python tests/bench/deployment.py
 	$(BIN)/python tests/bench/preparation.py
 
 lock: $(READY)  ## write the versions of this environment into constraints.txt

@@ -2,8 +2,8 @@
 
 The rooms, from the ground up (a room imports only from rooms below it)::
 
-    config -> data -> runs -> partition -> tasks -> training -> strategies -> federation -> engines
-           -> experiment -> statistics, plots -> report -> study -> cli
+    config -> data -> runs -> partition -> tasks -> training -> strategies, privacy -> client -> federation
+           -> guard, certificates -> deployment -> engines -> experiment -> flower_app -> statistics, plots -> report -> study -> cli
 """
 
 import os
@@ -11,6 +11,7 @@ import os
 # OpenMP threads that spin while they wait slow a step down up to twenty times as soon as another process
 # wants a core. Read once, when torch is imported, so it is set here, before any module imports torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# A study of medical images runs offline: Flower neither reports usage nor asks for updates.
+# A study of medical images runs offline: Flower and Ray neither report usage nor ask for updates.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -29,6 +29,16 @@ GROUP_COLUMN = "by_group: the column of cases.csv, such as hospital, whose value
 STRATEGY = f"How the server aggregates: {', '.join(Strategy.__args__)} (papers and values: fedlib/strategies.py)."
 QUORUM = "Share of the clients that must give a sound answer in each round; without it one failure stops a run."
 
+ENGINE = (
+    "Where clients run: inprocess, one by one in this process; ray, in parallel, on this machine or on the Ray cluster at "
+    "RAY_ADDRESS; deployment, over the network of Flower's SuperLink and SuperNodes on this machine."
+)
+SET = (
+    "Any other setting of a study, as often as needed: participation (share of the clients in each round), batch_norm "
+    "(average, local: FedBN, group), transport (fp32, fp16), privacy (none, central, local) with noise_multiplier and "
+    "clipping_norm, reply_timeout (seconds), width, precision, unbalance_ratio."
+)
+
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 
@@ -70,7 +80,8 @@ def study(
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     strategy: Annotated[str | None, typer.Option(help=STRATEGY)] = None,
     quorum: Annotated[float | None, typer.Option(help=QUORUM)] = None,
-    engine: Annotated[str | None, typer.Option(help="Where client code runs: inprocess.")] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE)] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=SET)] = None,
 ) -> None:
     """Run all notebooks of a study and write index.html. Interrupted, the same command goes on where it stopped.
 
@@ -83,7 +94,11 @@ def study(
              "group_column": group_column, "rounds": rounds, "local_epochs": local_epochs,
              "batch_size": batch_size, "learning_rate": learning_rate, "strategy": strategy, "quorum": quorum,
              "engine": engine}  # fmt: skip
-    common = given | {"profile": profile.value, "data_dir": data, "out_dir": out, "seed": list(range(1, seeds + 1))}
+    common = (
+        given
+        | dict(map(_setting, settings or []))
+        | {"profile": profile.value, "data_dir": data, "out_dir": out, "seed": list(range(1, seeds + 1))}
+    )
     studies = [StudyConfig.make(task=name, **common) for name in tasks]
     problems = run_study(studies, jobs)
     for problem in problems:
@@ -136,6 +151,13 @@ def federation(
         while not (lost := running.lost()):
             time.sleep(0.5)
     raise UserError("; ".join(lost))
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise UserError(f"--set {text}: expected NAME=VALUE, as in --set batch_norm=local")
+    return name, value
 
 
 def _relative(path: Path) -> Path:

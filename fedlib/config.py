@@ -237,6 +237,10 @@ class StudyConfig(TaskProfile, Dealing, Federation):
         injected = {name for cell in namespace.get("In", []) if cell.startswith("# Parameters") for name in _set_in(cell)}
         return cls.make(**{name: namespace[name] for name in known | injected if name in namespace})
 
+    def but(self, **changes: Any) -> "StudyConfig":
+        """This study with other parameters. Raises what `make` raises."""
+        return self.make(**self.model_dump(by_alias=True) | changes)
+
     @property
     def prepared_dir(self) -> Path:
         """Where the prepared set is: data_dir, or the synthetic set's place under out_dir."""

@@ -55,7 +55,8 @@ class InProcessGrid(Grid):
         """
         for message in sorted(messages, key=lambda message: message.metadata.dst_node_id):
             with _alarm(timeout):
-                yield self.app(message, self.contexts[message.metadata.dst_node_id])
+                reply = self.app(message, self.contexts[message.metadata.dst_node_id])
+            yield reply
 
     # What follows belongs to a runtime with a network; no strategy calls it here.
     run = property(lambda self: self._unavailable())
@@ -116,7 +117,6 @@ def _ray(config: RunConfig, data_dir: Path, run_dir: Path) -> None:
     def main(grid: Grid, context: Context) -> None:
         serve(grid, config, data_dir, run_dir)
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as session:
         connection = {} if "RAY_ADDRESS" in os.environ else {"_temp_dir": session}
         resources = {"num_cpus": torch.get_num_threads(), "num_gpus": 1.0 if torch.cuda.is_available() else 0.0}

@@ -26,7 +26,7 @@ from fedlib.data import PreparedSet, open_prepared
 from fedlib.partition import clients_of
 from fedlib.privacy import CentralPrivacy, epsilon_after
 from fedlib.runs import Progress, RunRecord
-from fedlib.strategies import CONTROL, STRATEGIES, Sound
+from fedlib.strategies import CONTROL, STRATEGIES, Sound, memory_of, remind
 from fedlib.training import evaluate, initial_model
 
 logging.getLogger("flwr").setLevel(logging.ERROR)  # a run store and a progress bar say it better
@@ -72,7 +72,7 @@ class _Server:
         done = len(self.progress.rounds)
         self.strategy = guarded_strategy(self.config, self.record, self.model, cases, self.nodes, done)
         if state:
-            self.strategy.remember(state)
+            remind(self.strategy, state)
             self.shared = {name: state[name] for name in self.shared}
             self.record.log_clients(self.progress.clients)
             self.record.log_rounds(self.progress.rounds)
@@ -100,7 +100,7 @@ class _Server:
             self.progress.rounds.append(row)
             self.progress.clients += self.strategy.last_round
             self.record.log_rounds([row])
-            self.record.save_checkpoint("global", self.shared | self.strategy.memory(), self.progress)
+            self.record.save_checkpoint("global", self.shared | memory_of(self.strategy), self.progress)
         self.began = time.perf_counter()
 
     def scores(self) -> dict[str, float]:
@@ -119,7 +119,7 @@ class _Server:
         for reply in ask(self.grid, self.nodes, self.config, "query.own", self.told):
             client = self.nodes[reply.metadata.src_node_id]
             model = self.shared | reply.content["arrays"].to_torch_state_dict()
-            weights |= {f"client{client}.{name}": model[name] for name in self.model.state_dict()}
+            weights |= {f"client{client}.{name}": model[name].clone() for name in self.model.state_dict()}
         return weights
 
 

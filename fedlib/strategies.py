@@ -151,27 +151,29 @@ class Sound:
         }
         return ArrayRecord(merged), metrics
 
-    def memory(self) -> dict[str, torch.Tensor]:
-        """What the strategy carries to the next round, for a checkpoint."""
-        kept: dict[str, torch.Tensor] = {}
-        for attribute in MEMORY:
-            values = getattr(self, attribute, None) or {}
-            named = values.items() if isinstance(values, dict) else enumerate(values)
-            kept |= {f"strategy.{attribute}.{name}": torch.from_numpy(np.array(value)) for name, value in named}
-        return kept
-
-    def remember(self, memory: dict[str, torch.Tensor]) -> None:
-        """Take back what `memory` gave."""
-        for attribute in MEMORY:
-            head = f"strategy.{attribute}."
-            values = {name.removeprefix(head): tensor.numpy() for name, tensor in memory.items() if name.startswith(head)}
-            if values and attribute == "momentum_vector":
-                self.momentum_vector = [values[str(number)] for number in range(len(values))]
-            elif values:
-                setattr(self, attribute, values)
-
     def _part(self, arrays: ArrayRecord, learned: bool) -> ArrayRecord:
         return ArrayRecord({name: array for name, array in arrays.items() if (name in self.learned) == learned})
+
+
+def memory_of(strategy: FedAvg) -> dict[str, torch.Tensor]:
+    """What a strategy carries to the next round, for a checkpoint."""
+    kept: dict[str, torch.Tensor] = {}
+    for attribute in MEMORY:
+        values = getattr(strategy, attribute, None) or {}
+        named = values.items() if isinstance(values, dict) else enumerate(values)
+        kept |= {f"strategy.{attribute}.{name}": torch.from_numpy(np.array(value)) for name, value in named}
+    return kept
+
+
+def remind(strategy: FedAvg, state: dict[str, torch.Tensor]) -> None:
+    """Give a strategy back what `memory_of` took."""
+    for attribute in MEMORY:
+        head = f"strategy.{attribute}."
+        values = {name.removeprefix(head): tensor.numpy() for name, tensor in state.items() if name.startswith(head)}
+        if values and attribute == "momentum_vector":
+            strategy.momentum_vector = [values[str(number)] for number in range(len(values))]
+        elif values:
+            setattr(strategy, attribute, values)
 
 
 def _typed(array: Array, initial: Array) -> Array:

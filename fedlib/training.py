@@ -67,7 +67,7 @@ def train_round(
     model.train()
     for step, batch in enumerate(plan):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, round_number - 1 + (step + 1) / len(plan))
+            group["lr"] = learning_rate(config, round_number - 1 + (step + 0.5) / len(plan))
         images, labels = task.augment(*_on_device(data, batch), generator)
         with _arithmetic(config):
             logits = model(images.contiguous(memory_format=_layout(config)))

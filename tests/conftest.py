@@ -8,6 +8,13 @@ from data_prep.sources import prepare_synthetic
 from fedlib.data import PreparedSet
 from tests.helpers import python
 
+
+def pytest_collection_modifyitems(items):
+    """Tests that share what is costly to make, a study or a module's fixtures, run in one process (pytest -n 2)."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("smoke" if "smoke" in item.fixturenames else item.module.__name__))
+
+
 TASKS = ("classification", "segmentation")
 CASES = {"classification": 48, "segmentation": 10}
 

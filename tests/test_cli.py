@@ -37,6 +37,10 @@ BAD = [
     (["--rounds", "0"], ["rounds", "0", "greater"]),
     (["--learning-rate", "5"], ["learning_rate", "5"]),
     (["--alpha", "0"], ["alpha", "0", "greater"]),
+    (["--set", "batch_norm"], ["--set batch_norm", "NAME=VALUE"]),
+    (["--set", "batch_norms=local"], ["batch_norms", "did you mean 'batch_norm'"]),
+    (["--set", "batch_norm=remote"], ["batch_norm", "remote", "local"]),
+    (["--set", "privacy=central"], ["batch_norm = 'average'", "expected 'group'"]),
 ]
 
 

@@ -12,8 +12,20 @@ from fedlib.config import ROOT
 from tests.helpers import python
 
 FLOORS = [
-    *("config", "data", "runs", "partition", "tasks", "training", "strategies", "federation", "engines", "experiment"),
-    *("statistics", "plots", "report", "study", "cli"),
+    *("config", "data", "runs", "partition", "tasks", "training", "strategies", "privacy", "client", "federation"),
+    *(
+        "guard",
+        "certificates",
+        "deployment",
+        "engines",
+        "experiment",
+        "flower_app",
+        "statistics",
+        "plots",
+        "report",
+        "study",
+        "cli",
+    ),
 ]
 MODULES = sorted([*(ROOT / "fedlib").glob("*.py"), *(ROOT / "fedlib" / "tasks").glob("*.py")])
 
@@ -115,6 +127,11 @@ def test_data_preparation_stands_on_config_and_data_alone(path):
 def test_the_command_line_answers_without_torch(module):
     done = python("-c", f"import sys, {module}; print(sorted({{'torch', 'monai', 'flwr', 'pandas'}} & set(sys.modules)))")
     assert done.stdout.strip() == "[]"
+
+
+def test_no_part_of_fedlib_imports_ray():
+    names = ", ".join(f"fedlib.{path.stem}" for path in (ROOT / "fedlib").glob("*.py") if not path.stem.startswith("__"))
+    assert python("-c", f"import sys, {names}; print('ray' in sys.modules)").stdout.strip() == "False"
 
 
 def test_only_one_file_uses_a_private_name_of_flower():

@@ -3,6 +3,7 @@
 import pandas as pd
 import torch
 from monai.networks.nets import resnet18
+from monai.networks.utils import replace_modules
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_recall
 
 from fedlib.config import RunConfig
@@ -27,14 +28,18 @@ GROUPS = 8
 
 def build_model(config: RunConfig, n_classes: int) -> torch.nn.Module:
     """ResNet18 (He et al., 2016) for one grey channel. Stride 2 in the stem: MONAI's default of 1 is not the paper's."""
-    return resnet18(
+    model = resnet18(
         spatial_dims=2,
         n_input_channels=1,
         num_classes=n_classes,
         conv1_t_stride=2,
         widen_factor=config.width / 64,
-        norm=("group", {"num_groups": GROUPS}) if config.batch_norm == "group" else "batch",
     )
+    if config.batch_norm == "group":  # MONAI 1.6's argument `norm` reaches the first layer only
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                replace_modules(model, name, torch.nn.GroupNorm(GROUPS, layer.num_features))
+    return model
 
 
 def loss_function() -> torch.nn.Module:
