@@ -22,7 +22,7 @@ from flwr.supercore.task_identity import TaskIdentity  # private: Flower sets it
 
 from fedlib.client import client_app
 from fedlib.config import RunConfig, UserError
-from fedlib.federation import serve
+from fedlib.federation import FederationError, serve
 
 SERVER_NODE, FIRST_CLIENT_NODE = 1, 2
 
@@ -120,12 +120,23 @@ def _ray(config: RunConfig, data_dir: Path, run_dir: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as session:
         connection = {} if "RAY_ADDRESS" in os.environ else {"_temp_dir": session}
         resources = {"num_cpus": torch.get_num_threads(), "num_gpus": 1.0 if torch.cuda.is_available() else 0.0}
-        run_simulation(
-            server_app,
-            client_app,
-            config.n_clients,
-            backend_config={"init_args": connection, "client_resources": resources},
-        )
+        try:
+            run_simulation(
+                server_app,
+                client_app,
+                config.n_clients,
+                backend_config={"init_args": connection, "client_resources": resources},
+            )
+        except RuntimeError as error:
+            if isinstance(error, FederationError):
+                raise
+            raise UserError(f"engine = 'ray': {_first_cause(error)}") from error  # Flower says that something went wrong
+
+
+def _first_cause(error: BaseException) -> str:
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _deployment(config: RunConfig, data_dir: Path, run_dir: Path) -> None:
