@@ -44,6 +44,7 @@ format: $(READY)  ## put code and notebooks in style
 bench: $(READY)  ## speed, as ratios measured side by side; writes reports/bench/
 	$(BIN)/python tests/bench/federation.py
 	$(BIN)/python tests/bench/deployment.py
+	$(BIN)/python tests/bench/deployment.py
 	$(BIN)/python tests/bench/preparation.py
 
 lock: $(READY)  ## write the versions of this environment into constraints.txt
