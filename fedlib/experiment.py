@@ -131,6 +131,9 @@ def _score(config: RunConfig, data: PreparedSet, record: RunRecord) -> Run:
         hashes.append(state_sha256(model.state_dict()))
         tables.append(cases if client is None else cases.assign(client=client))
     record.log_cases(pd.concat(tables, ignore_index=True))
+    if config.mode == "federated":  # how the one model does at each client: on what it holds, for no client holds test cases
+        own = [evaluate(model, data, rows, config).assign(client=k) for k, rows in enumerate(clients_of(config, data))]
+        record.log_own_cases(pd.concat(own, ignore_index=True))
     if config.mode == "local":
         tested = [{f"test_{metric}": score for metric, score in row.items()} for row in scores]
         record.log_test_scores([row | {"weights_sha256": sha} for row, sha in zip(tested, hashes, strict=True)])
