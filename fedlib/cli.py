@@ -28,6 +28,8 @@ GROUP_COLUMN = "by_group: the column of cases.csv, such as hospital, whose value
 
 STRATEGY = f"How the server aggregates: {', '.join(Strategy.__args__)} (papers and values: fedlib/strategies.py)."
 QUORUM = "Share of the clients that must give a sound answer in each round; without it one failure stops a run."
+MARGIN = "Largest loss in {} against centralized that still counts as no worse; stated before the runs.  [default: {}]"
+SIGNIFICANCE = "Level of the equivalence test and of the 95% intervals.  [default: 0.05]"
 
 ENGINE = (
     "Where clients run: inprocess, one by one in this process; ray, in parallel, on this machine or on the Ray cluster at "
@@ -81,6 +83,10 @@ def study(
     strategy: Annotated[str | None, typer.Option(help=STRATEGY)] = None,
     quorum: Annotated[float | None, typer.Option(help=QUORUM)] = None,
     engine: Annotated[str | None, typer.Option(help=ENGINE)] = None,
+    margin_accuracy: Annotated[float | None, typer.Option(help=MARGIN.format("accuracy", 0.05))] = None,
+    margin_sensitivity: Annotated[float | None, typer.Option(help=MARGIN.format("macro sensitivity", 0.05))] = None,
+    margin_dice: Annotated[float | None, typer.Option(help=MARGIN.format("DSC", 0.02))] = None,
+    significance: Annotated[float | None, typer.Option(help=SIGNIFICANCE)] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=SET)] = None,
 ) -> None:
     """Run all notebooks of a study and write index.html. Interrupted, the same command goes on where it stopped.
@@ -93,12 +99,10 @@ def study(
     given = {"client_counts": client_counts, "partitions": partitions, "alpha": alpha,
              "group_column": group_column, "rounds": rounds, "local_epochs": local_epochs,
              "batch_size": batch_size, "learning_rate": learning_rate, "strategy": strategy, "quorum": quorum,
-             "engine": engine}  # fmt: skip
-    common = (
-        given
-        | dict(map(_setting, settings or []))
-        | {"profile": profile.value, "data_dir": data, "out_dir": out, "seed": list(range(1, seeds + 1))}
-    )
+             "engine": engine, "margin_accuracy": margin_accuracy, "margin_sensitivity": margin_sensitivity,
+             "margin_dice": margin_dice, "significance": significance}  # fmt: skip
+    given |= dict(map(_setting, settings or []))
+    common = given | {"profile": profile.value, "data_dir": data, "out_dir": out, "seed": list(range(1, seeds + 1))}
     studies = [StudyConfig.make(task=name, **common) for name in tasks]
     problems = run_study(studies, jobs)
     for problem in problems:

@@ -131,8 +131,32 @@ class Federation(_Frozen):
         return max(1, round(self.participation * n_clients))
 
 
-class RunConfig(Training, Dealing, Federation):
-    """One configuration with one seed. `run_id` names it; equal configurations have equal ids."""
+Margin = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Evidence(_Frozen):
+    """What counts as no worse: stated before a run and kept in its record. Trains nothing, so it is no part of `run_id`.
+
+    All values are *chosen*: the paper's abstract names no margin and no test.
+    """
+
+    margin_accuracy: Margin = 0.05
+    """Loss that one would put up with, five more wrong in a hundred patients: a usual bound in studies of diagnosis."""
+    margin_sensitivity: Margin = 0.05
+    """The same for a class: five more missed in a hundred of its patients, on average over the classes."""
+    margin_dice: Margin = 0.02
+    """In DSC, for LV and for Myo alike. The paper's own differences lie between 0.003 and 0.014: a margin below them could
+    not be met by a result like the paper's, one far above would call a visible loss of overlap no loss."""
+    significance: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Level of the equivalence test and of the two-sided interval (1 - 0.05 = 95%); half of it for non-inferiority."""
+
+    def margin(self, metric: str) -> float:
+        """The margin of a primary endpoint: `dice_LV` and `dice_Myo` share `margin_dice`."""
+        return getattr(self, f"margin_{metric.partition('_')[0]}")
+
+
+class RunConfig(Training, Dealing, Federation, Evidence):
+    """One configuration with one seed. `run_id` names it: equal trainings have equal ids."""
 
     task: Task
     mode: Mode
@@ -157,7 +181,8 @@ class RunConfig(Training, Dealing, Federation):
             parts += [f"k{self.n_clients}", self.partition]
         if self.mode == "federated":
             parts += [self.strategy, self.engine]
-        content = self.model_dump(exclude_defaults=True)  # a field added later, at its default, leaves the id as it is
+        # A field added later, at its default, leaves the id as it is.
+        content = self.model_dump(exclude_defaults=True, exclude=set(Evidence.model_fields))
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return "-".join([*parts, f"s{self.seed}", digest[:8]])
 
@@ -173,7 +198,7 @@ class TaskProfile(Training):
     """Side of the prepared synthetic images (pixels) or volumes (voxels)."""
 
 
-class StudyConfig(TaskProfile, Dealing, Federation):
+class StudyConfig(TaskProfile, Dealing, Federation, Evidence):
     """A grid of runs on one task: centralized, and local-only and federated for each client count and partition."""
 
     task: Task = "classification"
@@ -248,7 +273,7 @@ class StudyConfig(TaskProfile, Dealing, Federation):
 
     def runs(self, data_fingerprint: str, modes: tuple[Mode, ...] = Mode.__args__) -> list[RunConfig]:
         """Every run of the grid, in the order it is carried out: centralized, then local and federated by K."""
-        shared = self.model_dump(include=set(Training.model_fields)) | {
+        shared = self.model_dump(include={*Training.model_fields, *Evidence.model_fields}) | {
             "task": self.task, "data_fingerprint": data_fingerprint}  # fmt: skip
         needs: dict[str, dict[str, Any]] = {
             "label_skew": {"alpha": self.alpha}, "by_group": {"group_column": self.group_column}}  # fmt: skip

@@ -97,7 +97,7 @@ def deal_groups(sizes: pd.Series, fractions: np.ndarray, rng: np.random.Generato
 
 def describe(paths: dict[str, Path], manifest: dict) -> dict:
     """The manifest with its format, the size and hash of each file (name to where it is), and the set's fingerprint."""
-    files = {name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for name, path in paths.items()}
+    files = {name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in paths.items()}
     manifest = {"format": FORMAT} | manifest | {"files": files}
     return manifest | {"fingerprint": _fingerprint(manifest)}
 
@@ -173,7 +173,7 @@ def _verify(folder: Path, files: dict, found: dict[str, list[int]]) -> None:
             raise UserError(f"{folder / name}: is missing, expected {expected} bytes; prepare the set again")
         if (size := found[name][0]) != expected:
             raise UserError(f"{folder / name}: {size} bytes, expected {expected}; prepare the set again")
-        if found[name] != trusted.get(name) and _sha256(folder / name) != sha256:
+        if found[name] != trusted.get(name) and file_sha256(folder / name) != sha256:
             raise UserError(f"{folder / name}: edited since it was prepared (its hash differs); prepare the set again")
     if trusted != found:
         with contextlib.suppress(OSError):  # a set on a read-only disk is hashed in every process
@@ -187,7 +187,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     os.replace(aside, path)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Hash of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -159,6 +159,8 @@ def _score(config: RunConfig, data: PreparedSet, record: RunRecord) -> Run:
         hashes.append(state_sha256(model.state_dict()))
         tables.append(cases if client is None else cases.assign(client=client))
     record.log_cases(pd.concat(tables, ignore_index=True))
+    if config.mode == "federated":
+        record.log_own_cases(_score_own(trained, data))
     if config.models_apart:
         tested = [{f"test_{metric}": score for metric, score in row.items()} for row in scores]
         record.log_test_scores([row | {"weights_sha256": sha} for row, sha in zip(tested, hashes, strict=True)])
@@ -170,6 +172,15 @@ def _score(config: RunConfig, data: PreparedSet, record: RunRecord) -> Run:
         result["epsilon"] = epsilon_after(config, config.rounds)
         about["privacy"] = {"epsilon": result["epsilon"], "delta": DELTA, "unit": "client", "mechanism": config.privacy}
     return record.finish(about, _result(trained, data, result, weights_sha256))
+
+
+def _score_own(run: Run, data: PreparedSet) -> pd.DataFrame:
+    """How the model does at each client: on its own training cases, since no client holds test cases."""
+    tables = []
+    for client, rows in enumerate(clients_of(run.config, data)):
+        model = load_model(run, data, client if run.config.models_apart else None)
+        tables.append(evaluate(model, data, rows, run.config).assign(client=client))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _result(run: Run, data: PreparedSet, metrics: dict[str, float], weights_sha256: str) -> dict[str, Any]:

@@ -23,9 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from fedlib.config import ROOT, RunConfig, UserError, validated
-from fedlib.data import read_cases, write_atomically
+from fedlib.data import file_sha256, read_cases, write_atomically
 
 State = dict[str, torch.Tensor]
+FILES = ("config.json", "rounds.csv", "clients.csv", "cases.csv", "own_cases.csv", "weights.safetensors", "provenance.json")
+"""Of a finished run; own_cases.csv of federated runs only. status.json holds the hash of each."""
 PACKAGES = ("torch", "monai", "flwr", "torchmetrics", "numpy", "pandas")
 
 
@@ -41,8 +43,14 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """state (queued, running, done, failed), since, and error or result."""
-        return json.loads((self.folder / "status.json").read_text())
+        """state (queued, running, done, failed), since, and error, or result and files. A damaged one is a failed run's."""
+        try:
+            status = json.loads((self.folder / "status.json").read_text())
+            if status["state"] == "done":
+                status["result"]["weights_sha256"]
+            return status
+        except (ValueError, LookupError, TypeError) as error:
+            return {"state": "failed", "error": f"status.json: damaged ({type(error).__name__}: {error})"}
 
     @property
     def done(self) -> bool:
@@ -55,12 +63,12 @@ class Run:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        return json.loads((self.folder / "provenance.json").read_text())
+        return json.loads(self.whole("provenance.json").read_text())
 
     @property
     def rounds(self) -> pd.DataFrame:
         """A row per round: validation metrics, seconds, bytes_down, bytes_up."""
-        return pd.read_csv(self.folder / "rounds.csv")
+        return pd.read_csv(self.whole("rounds.csv"))
 
     @property
     def clients(self) -> pd.DataFrame:
@@ -68,16 +76,34 @@ class Run:
 
         Where a quorum let a round go on without a client, its row has the reason in a column `absent`.
         """
-        return pd.read_csv(self.folder / "clients.csv")
+        return pd.read_csv(self.whole("clients.csv"))
 
     @cached_property
     def cases(self) -> pd.DataFrame:
         """A row per test case (for local runs: per client and test case)."""
-        return read_cases(self.folder / "cases.csv")
+        return read_cases(self.whole("cases.csv"))
+
+    @cached_property
+    def own_cases(self) -> pd.DataFrame:
+        """Federated runs: the global model on the training cases of each client (from 0), a row per case, as in `cases`."""
+        return read_cases(self.whole("own_cases.csv"))
 
     def weights(self) -> State:
         """The final weights; of a local run those of all clients, their names prefixed `client0.`, `client1.`, ..."""
-        return load_file(self.folder / "weights.safetensors")
+        return load_file(self.whole("weights.safetensors"))
+
+    def whole(self, name: str) -> Path:
+        """The path of one of the run's files, as it was when the run was done.
+
+        Raises UserError when the file is missing, or differs from the hash that status.json holds of it.
+        """
+        path, mend = self.folder / name, "remove the run's folder to train it again"
+        if not path.exists():
+            raise UserError(f"{path}: is missing; {mend}")
+        recorded = self.status.get("files", {}).get(name)
+        if recorded and file_sha256(path) != recorded:
+            raise UserError(f"{path}: edited or cut short since the run was done (its hash differs); {mend}")
+        return path
 
 
 class RunStore:
@@ -170,6 +196,9 @@ class RunRecord:
     def log_cases(self, cases: pd.DataFrame) -> None:
         write_atomically(self.folder / "cases.csv", cases.to_csv(index=False))
 
+    def log_own_cases(self, cases: pd.DataFrame) -> None:
+        write_atomically(self.folder / "own_cases.csv", cases.to_csv(index=False))
+
     def save_weights(self, state: State) -> None:
         """Write weights.safetensors."""
         write_atomically(self.folder / "weights.safetensors", save(state))
@@ -198,9 +227,10 @@ class RunRecord:
             raise UserError(f"{path}: damaged ({error}); expected a checkpoint; remove it to begin anew") from None
 
     def finish(self, provenance: dict[str, Any], result: dict[str, Any]) -> Run:
-        """Write provenance.json, then the status `done` with the result: from here on the run counts."""
+        """Write provenance.json, then the status `done` with the result and the hash of every file: now the run counts."""
         write_atomically(self.folder / "provenance.json", json.dumps(provenance, indent=2))
-        self.set_status("done", result=result)
+        files = {name: file_sha256(self.folder / name) for name in FILES if (self.folder / name).exists()}
+        self.set_status("done", result=result, files=files)
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         return Run(self.folder)
 

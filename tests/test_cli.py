@@ -41,6 +41,10 @@ BAD = [
     (["--set", "batch_norms=local"], ["batch_norms", "did you mean 'batch_norm'"]),
     (["--set", "batch_norm=remote"], ["batch_norm", "remote", "local"]),
     (["--set", "privacy=central"], ["batch_norm = 'average'", "expected 'group'"]),
+    (["--margin-accuracy", "0"], ["margin_accuracy", "0", "greater"]),
+    (["--margin-sensitivity", "-0.05"], ["margin_sensitivity", "-0.05", "greater"]),
+    (["--margin-dice", "2"], ["margin_dice", "2", "less"]),
+    (["--significance", "0"], ["significance", "0", "greater"]),
 ]
 
 
@@ -138,6 +142,7 @@ def test_options_reach_the_study(command, monkeypatch, tmp_path):
     monkeypatch.setattr(study, "run_study", lambda studies, jobs: seen.extend([*studies, jobs]) or [])
     options = ["--client-counts", "2,4", "--partitions", "balanced", "--rounds", 3, "--seeds", 2, "--jobs", 2]
     options += ["--alpha", 0.1, "--group-column", "scanner"]
+    options += ["--margin-accuracy", 0.1, "--margin-sensitivity", 0.2, "--margin-dice", 0.03, "--significance", 0.01]
     assert command("study", "--profile", "smoke", "--out", tmp_path, *options)[0] == 0
     *studies, jobs = seen
     assert jobs == 2
@@ -145,6 +150,8 @@ def test_options_reach_the_study(command, monkeypatch, tmp_path):
     for each in studies:
         assert (each.client_counts, each.partitions, each.rounds, each.seeds) == ((2, 4), ("balanced",), 3, (1, 2))
         assert (each.out_dir, each.alpha, each.group_column) == (tmp_path, 0.1, "scanner")
+        assert [each.margin(name) for name in ("accuracy", "sensitivity", "dice_Myo")] == [0.1, 0.2, 0.03]
+        assert each.significance == 0.01
 
 
 @pytest.mark.parametrize("arguments", [[], ["study", "--help"], ["report", "--help"], ["runs", "--help"]])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlib.config import ROOT, Partition, ProfileName, RunConfig, StudyConfig, UserError, load_profile
+from fedlib.config import ROOT, Evidence, Partition, ProfileName, RunConfig, StudyConfig, UserError, load_profile
 from tests.helpers import ARMS, SIZES
 
 BASE = SIZES | ARMS["federated"] | {"task": "classification", "mode": "federated", "seed": 1, "data_fingerprint": "aa"}
@@ -47,9 +47,23 @@ def test_run_ids_are_equal_exactly_when_configurations_are(some, others):
     assert (one.run_id == two.run_id) == (one == two)
 
 
-@pytest.mark.parametrize("name", RunConfig.model_fields)
-def test_every_field_is_part_of_the_run_id(name):
+@pytest.mark.parametrize("name", sorted(set(RunConfig.model_fields) - set(Evidence.model_fields)))
+def test_every_field_that_trains_is_part_of_the_run_id(name):
     assert RunConfig(**BASE | {name: OTHER[name]}).run_id != RunConfig(**BASE).run_id
+
+
+@pytest.mark.parametrize("name", Evidence.model_fields)
+def test_a_margin_is_in_the_record_of_a_run_and_not_in_its_name(name):
+    study = StudyConfig.make(**{name: 0.1})
+    (run, usual) = (own.runs("ff")[0] for own in (study, StudyConfig.make()))
+    assert getattr(run, name) == 0.1 != getattr(usual, name)
+    assert run.run_id == usual.run_id, "another margin trains nothing again"
+
+
+def test_both_structures_have_the_margin_of_the_dice_score():
+    study = StudyConfig.make(margin_dice=0.03)
+    margins = [study.margin(metric) for metric in ("dice_LV", "dice_Myo", "accuracy", "sensitivity")]
+    assert margins == [0.03, 0.03, 0.05, 0.05]
 
 
 def test_run_id_is_the_same_in_another_process():
@@ -107,6 +121,12 @@ def test_a_lone_number_or_name_is_a_list_of_one():
         ("group_column", 3),
         ("quorum", 0),
         ("quorum", 1.5),
+        ("margin_accuracy", 0),
+        ("margin_sensitivity", -0.05),
+        ("margin_dice", 2),
+        ("margin_dice", "small"),
+        ("significance", 0),
+        ("significance", 0.5),
         ("seed", -1),
     ],
 )

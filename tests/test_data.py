@@ -134,8 +134,8 @@ def test_a_manifest_that_lacks_something_is_refused(folder, changes):
 
 def hashed(monkeypatch) -> list[str]:
     """Names of the files that are hashed from now on."""
-    names, real = [], fedlib.data._sha256
-    monkeypatch.setattr(fedlib.data, "_sha256", lambda path: names.append(path.name) or real(path))
+    names, real = [], fedlib.data.file_sha256
+    monkeypatch.setattr(fedlib.data, "file_sha256", lambda path: names.append(path.name) or real(path))
     return names
 
 

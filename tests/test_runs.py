@@ -10,7 +10,8 @@ from filelock import Timeout
 from fedlib import experiment
 from fedlib.config import UserError
 from fedlib.data import write_atomically
-from fedlib.runs import RunStore, state_sha256
+from fedlib.partition import clients_of
+from fedlib.runs import FILES, Run, RunStore, state_sha256
 from tests.helpers import outcome, run_config
 
 
@@ -166,6 +167,7 @@ def test_files_and_columns_of_a_finished_run(images, tmp_path):
         assert names == {
             *("config.json", "status.json", "rounds.csv", "clients.csv"),
             *("cases.csv", "weights.safetensors", "provenance.json"),
+            *["own_cases.csv"] * (run.config.mode == "federated"),
         }
         assert {"round", "accuracy", "seconds", "bytes_up", "bytes_down"} <= set(run.rounds)
         assert {"round", "client", "n", "loss", "seconds", "bytes_up", "bytes_down"} <= set(run.clients)
@@ -175,3 +177,52 @@ def test_files_and_columns_of_a_finished_run(images, tmp_path):
     row = {"task", "mode", "n_clients", "partition", "strategy", "engine", "seed", "n_train", "n_test"}
     assert row | {"accuracy", "sensitivity", "seconds", "bytes", "weights_sha256"} <= set(store.results())
     assert len(store.results()) == 3
+
+
+def finished(images, tmp_path, mode="federated"):
+    """A finished run, read anew."""
+    return experiment.run(run_config(images, mode, rounds=1), images, RunStore(tmp_path))
+
+
+def test_the_global_model_is_scored_at_every_client_on_what_it_holds(images, tmp_path):
+    run = finished(images, tmp_path)
+    held = [images.cases["case"].iloc[rows].tolist() for rows in clients_of(run.config, images)]
+    own = run.own_cases
+    assert [of_client["case"].tolist() for _, of_client in own.groupby("client")] == held
+    assert not set(own["case"]) & set(run.cases["case"]), "no test case belongs to a client"
+    expected = experiment.predict(run, images, clients_of(run.config, images)[0])
+    assert own[own["client"] == 0]["prediction"].map(images.classes.index).tolist() == expected.tolist()
+
+
+def read_table(run, name):
+    """Read a file of a run as its readers do."""
+    readers = {"weights.safetensors": Run.weights, "provenance.json": lambda run: run.provenance}
+    return readers[name](run) if name in readers else getattr(run, name.removesuffix(".csv"))
+
+
+@pytest.mark.parametrize("name", sorted({*FILES} - {"config.json"}))
+def test_a_file_that_was_changed_since_the_run_was_done_is_refused_in_one_line(images, tmp_path, name):
+    run, fresh = finished(images, tmp_path), lambda: RunStore(tmp_path).all()[0]
+    read_table(fresh(), name)
+    content = (run.folder / name).read_bytes()
+    for damage, word in ((lambda path: path.write_bytes(content[: len(content) // 2]), "cut short"),
+                         (lambda path: path.write_bytes(content.replace(b"1", b"2", 1)), "edited"),
+                         (lambda path: path.unlink(), "missing")):  # fmt: skip
+        damage(run.folder / name)
+        with pytest.raises(UserError, match=word) as caught:
+            read_table(fresh(), name)
+        assert name in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"state": "done", "resu', "[]", '{"state": "done"}', '{"state": "done", "result": {}}', ""]
+)
+def test_a_damaged_status_is_a_failed_run_that_is_trained_again(images, tmp_path, text):
+    run = finished(images, tmp_path, "centralized")
+    (run.folder / "status.json").write_text(text)
+    store = RunStore(tmp_path)
+    assert store.done([run.config]) == []
+    assert store.get(run.config.run_id).status["state"] == "failed"
+    assert "status.json" in store.get(run.config.run_id).status["error"]
+    assert outcome(finished(images, tmp_path, "centralized")) == outcome(run)

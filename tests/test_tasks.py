@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import ndimage
 
 from fedlib import tasks
 from fedlib.config import StudyConfig
@@ -22,12 +23,13 @@ def test_both_tasks_export_the_same_names():
         }
         for task in tasks.TASKS
     ]
-    stated = {"METRICS", "PRIMARY", "TRAINING_METRIC", "PAPER", "build_model", "loss_function", "augment"}
-    stated |= {"training_metric", "score_cases", "summarize", "case_scores"}
+    stated = {"METRICS", "PRIMARY", "STRATIFIED", "TRAINING_METRIC", "PAPER", "ABOUT", "SIMILAR"}
+    stated |= {"build_model", "loss_function", "augment", "training_metric", "score_cases", "summarize", "case_scores"}
     assert all(stated <= own for own in names)
     for task in map(tasks.get, tasks.TASKS):
         assert set(task.PRIMARY) <= set(task.METRICS)
-        assert {*task.PRIMARY, task.TRAINING_METRIC} <= set(tasks.NAMES)
+        assert set(task.STRATIFIED) <= set(task.PRIMARY)
+        assert {*task.METRICS, task.TRAINING_METRIC} <= set(tasks.NAMES)
 
 
 def test_the_classifier_is_the_resnet18_of_the_literature():
@@ -53,7 +55,15 @@ def test_accuracy_and_sensitivity_by_hand():
     scores = classification.summarize(cases)
     assert scores["accuracy"] == pytest.approx(7 / 10)
     assert scores["sensitivity"] == pytest.approx((1 + 1 / 3 + 0) / 3), "a rare class weighs as much as a common one"
-    assert classification.case_scores(cases)["accuracy"].tolist() == [1] * 7 + [0] * 3
+    by_case = classification.case_scores(cases)
+    assert by_case["accuracy"].tolist() == [1] * 7 + [0] * 3
+    assert by_case.groupby("stratum")["sensitivity"].mean().mean() == pytest.approx(scores["sensitivity"])
+
+
+def test_sensitivity_leaves_out_a_class_without_a_case():
+    cases = pd.DataFrame({"case": range(4), "patient": range(4), "truth": list("aabb"), "prediction": list("abbc")})
+    cases[["p_a", "p_b", "p_c"]] = 1 / 3
+    assert classification.summarize(cases)["sensitivity"] == pytest.approx((1 / 2 + 1 / 2) / 2), "no case of c to find"
 
 
 def test_the_classifier_s_rows_hold_truth_prediction_and_probabilities(images):
@@ -95,20 +105,35 @@ def test_dice_and_hd95_by_hand(volumes):
 def test_a_missed_structure_has_dice_0_and_no_distance(volumes):
     row = scored(volumes, cube(1, 5) + cube(6, 8, 2), cube(1, 5))
     assert (row["dice_LV"], row["dice_Myo"]) == (1, 0)
-    assert np.isnan(row["hd95_Myo"])
+    assert np.isnan(row[["hd95_Myo", "assd_Myo"]].astype(float)).all()
 
 
 def test_a_structure_the_reference_lacks_has_no_score(volumes):
     row = scored(volumes, cube(1, 5), cube(1, 5) + cube(6, 8, 2))
     assert row["dice_LV"] == 1
-    assert np.isnan(row["dice_Myo"])
-    assert np.isnan(row["hd95_Myo"])
+    assert np.isnan(row[["dice_Myo", "hd95_Myo", "assd_Myo"]].astype(float)).all()
+
+
+def surface(volume, spacing):
+    """Centres, in mm, of the voxels of a structure that have a neighbour outside (6 neighbours)."""
+    inner = ndimage.binary_erosion(volume)
+    return np.argwhere(volume & ~inner) * spacing
+
+
+def test_assd_is_the_mean_distance_between_the_surfaces_in_mm(volumes):
+    spacing = (2.0, 1.0, 1.5)
+    truth, predicted = cube(1, 5), np.roll(cube(1, 6), 1, axis=2)
+    one, other = (surface(volume == 1, spacing) for volume in (predicted, truth))
+    apart = np.linalg.norm(one[:, None] - other[None], axis=2)
+    both_ways = np.concatenate([apart.min(axis=0), apart.min(axis=1)])
+    assert scored(volumes, truth, predicted, spacing)["assd_LV"] == pytest.approx(both_ways.mean(), rel=1e-5)
+    assert scored(volumes, truth, truth, spacing)["assd_LV"] == 0
 
 
 def test_means_leave_out_what_has_no_score():
     cases = pd.DataFrame({"patient": ["a", "b"], "dice_LV": [0.5, np.nan], "dice_Myo": [0.2, 0.4], "hd95_LV": [3, np.nan]})
     assert segmentation.summarize(cases) == pytest.approx({"dice_LV": 0.5, "dice_Myo": 0.3, "hd95_LV": 3})
-    assert list(segmentation.case_scores(cases)) == ["patient", "dice_LV", "dice_Myo"]
+    assert list(segmentation.case_scores(cases)) == ["patient", "dice_LV", "dice_Myo", "stratum"]
 
 
 def test_a_better_segmentation_has_a_lower_loss():

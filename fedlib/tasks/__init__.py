@@ -1,7 +1,7 @@
 """The two tasks of the study. Each module exports the same names, so that everything above is one loop over them.
 
-METRICS, PRIMARY, TRAINING_METRIC, PAPER; build_model, loss_function, augment, training_metric, score_cases, summarize,
-case_scores.
+METRICS, PRIMARY, STRATIFIED, TRAINING_METRIC, PAPER, ABOUT, SIMILAR; build_model, loss_function, augment, training_metric,
+score_cases, summarize, case_scores.
 """
 
 from types import ModuleType
@@ -14,6 +14,10 @@ NAMES = {
     "sensitivity": "sensitivity (macro)",
     "dice_LV": "DSC, left ventricle",
     "dice_Myo": "DSC, myocardium",
+    "hd95_LV": "HD95, left ventricle (mm)",
+    "hd95_Myo": "HD95, myocardium (mm)",
+    "assd_LV": "ASSD, left ventricle (mm)",
+    "assd_Myo": "ASSD, myocardium (mm)",
     "training_accuracy": "training accuracy",
     "training_dice": "training DSC",
     "loss": "training loss",

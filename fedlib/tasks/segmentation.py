@@ -1,4 +1,4 @@
-"""Cardiac volumes, left ventricle (LV) and myocardium (Myo): 3D U-Net, Dice similarity coefficient and HD95."""
+"""Cardiac volumes, left ventricle (LV) and myocardium (Myo): 3D U-Net, Dice similarity coefficient, HD95 and ASSD."""
 
 import warnings
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 from monai.losses import DiceCELoss
-from monai.metrics import compute_dice, compute_hausdorff_distance
+from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 from monai.networks import one_hot
 from monai.networks.nets import UNet
 
@@ -15,11 +15,16 @@ from fedlib.data import PreparedSet, random_affine
 
 # MONAI 1.6 warns of an argument that it passes itself.
 warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*", category=FutureWarning)
+# A missed structure: score_cases has a rule for it.
+warnings.filterwarnings("ignore", message=".*this may result in nan/inf distance.*", category=UserWarning)
 
-METRICS = ("dice_LV", "dice_Myo", "hd95_LV", "hd95_Myo")
+METRICS = ("dice_LV", "dice_Myo", "hd95_LV", "hd95_Myo", "assd_LV", "assd_Myo")
 PRIMARY = ("dice_LV", "dice_Myo")
+STRATIFIED = ()
+"""Endpoints that are a mean over strata (classes) of means."""
 TRAINING_METRIC = "training_dice"
 
+ABOUT = SIMILAR = ()
 # From the paper's abstract: (mode, clients) -> metric -> value. 16 clients are named in the study, not in the abstract.
 PAPER = {
     ("centralized", 1): {"dice_Myo": 0.877, "dice_LV": 0.926},
@@ -51,9 +56,9 @@ def training_metric(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def score_cases(data: PreparedSet, rows: list[int], logits: torch.Tensor, final: bool) -> pd.DataFrame:
-    """A row per case: Dice of each structure and, if `final`, its HD95 in mm.
+    """A row per case: Dice of each structure and, if `final`, its HD95 and its average symmetric surface distance in mm.
 
-    Rule for empty masks: a structure that is missed has Dice 0 and no HD95 (an infinite distance has no mean; count the
+    Rule for empty masks: a structure that is missed has Dice 0 and no distance (an infinite one has no mean; count the
     empty cells); one that the reference lacks has neither.
     """
     labels = torch.from_numpy(data.labels[rows]).long().unsqueeze(1)  # (B, 1, X, Y, Z)
@@ -63,6 +68,7 @@ def score_cases(data: PreparedSet, rows: list[int], logits: torch.Tensor, final:
     if final:
         one_hots = one_hot(predicted, n), one_hot(labels, n)
         scores["hd95"] = compute_hausdorff_distance(*one_hots, percentile=95, spacing=list(data.spacing_mm))
+        scores["assd"] = compute_average_surface_distance(*one_hots, symmetric=True, spacing=list(data.spacing_mm))
     for score, values in scores.items():
         for structure, column in zip(data.classes[1:], values.double().numpy().T, strict=True):
             table[f"{score}_{structure}"] = np.where(np.isfinite(column), column, np.nan)
@@ -75,8 +81,8 @@ def summarize(cases: pd.DataFrame) -> dict[str, float]:
 
 
 def case_scores(cases: pd.DataFrame) -> pd.DataFrame:
-    """The primary metrics case by case: Dice of each structure."""
-    return cases[["patient", *PRIMARY]]
+    """The primary metrics case by case, Dice of each structure; all cases are of one stratum."""
+    return cases[["patient", *PRIMARY]].assign(stratum="")
 
 
 def _dice(predicted: torch.Tensor, labels: torch.Tensor, n_classes: int) -> torch.Tensor:
