@@ -124,6 +124,10 @@ def _score(config: RunConfig, data: PreparedSet, record: RunRecord) -> Run:
     trained = Run(record.folder)
     alone = range(config.n_clients) if config.mode == "local" else [None]
     tables, scores, hashes = [], [], []
+    if config.mode == "federated":  # how the one model does at each client: on what it holds, for no client holds test cases
+        model, clients = load_model(trained, data), clients_of(config, data)
+        own = [evaluate(model, data, rows, config).assign(client=k) for k, rows in enumerate(clients)]
+        record.log_own_cases(pd.concat(own, ignore_index=True))
     for client in alone:
         model = load_model(trained, data, client)
         cases = evaluate(model, data, data.split("test"), config, final=True)
@@ -131,9 +135,6 @@ def _score(config: RunConfig, data: PreparedSet, record: RunRecord) -> Run:
         hashes.append(state_sha256(model.state_dict()))
         tables.append(cases if client is None else cases.assign(client=client))
     record.log_cases(pd.concat(tables, ignore_index=True))
-    if config.mode == "federated":  # how the one model does at each client: on what it holds, for no client holds test cases
-        own = [evaluate(model, data, rows, config).assign(client=k) for k, rows in enumerate(clients_of(config, data))]
-        record.log_own_cases(pd.concat(own, ignore_index=True))
     if config.mode == "local":
         tested = [{f"test_{metric}": score for metric, score in row.items()} for row in scores]
         record.log_test_scores([row | {"weights_sha256": sha} for row, sha in zip(tested, hashes, strict=True)])
