@@ -209,7 +209,7 @@ def _numbers(
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = ()
-    if len(values) != count or not all(map(isfinite, values)) or positive and min(values) <= 0:
+    if len(values) != count or not all(abs(value) <= 1e6 for value in values) or positive and min(values) <= 0:
         kind = "positive numbers" if positive else "numbers"
         raise UserError(f"{option} {text}: expected {count} {kind} with commas between")
     if rising and values[0] >= values[-1]:

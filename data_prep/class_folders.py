@@ -41,7 +41,7 @@ def find_cases(files: Files, where: str | None = None) -> list[Case]:
     manifest = next((name for name in beside if name.lower() == "manifest.csv"), None)
     if manifest:
         cases = _from_manifest(files, manifest, where)
-    elif where:
+    elif where is not None:
         raise UserError(f"--where {where}: needs {files.where('manifest.csv')}, which does not exist")
     else:
         cases = _from_folders(files)
@@ -120,7 +120,7 @@ def _stem(name: str) -> str:
 
 def _from_manifest(files: Files, manifest: str, where: str | None) -> list[Case]:
     table = _table(files, manifest)
-    if where:
+    if where is not None:
         column, _, value = where.partition("=")
         if column not in table.columns:
             raise UserError(
