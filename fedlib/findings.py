@@ -16,7 +16,19 @@ from fedlib.statistics.arms import ARM
 
 GOOD, BAD = ("equivalent", "non-inferior"), ("inferior",)
 INTERVAL = "[interval]"
-WORDS = ("metric", "clients", "verdict", "reading", "the paper says", "label", "why", "value", "note")
+WORDS = (
+    "metric",
+    "clients",
+    "partition",
+    "noise added",
+    "verdict",
+    "reading",
+    "the paper says",
+    "label",
+    "why",
+    "value",
+    "note",
+)
 """Columns of text."""
 
 
@@ -73,6 +85,7 @@ def findings(runs: list[Run], study: StudyConfig) -> Findings:
     if not runs:
         return found
     found.plots = _own_plots(runs)
+    found.further = _federations(runs)
     try:
         table = statistics.compare(runs, study)
     except UserError as refusal:
@@ -81,7 +94,7 @@ def findings(runs: list[Run], study: StudyConfig) -> Findings:
     found.answers = statistics.answer(table)
     found.verdicts = _verdicts(table)
     found.tables = [_comparison(own, runs) for _, own in table.groupby("metric", sort=False)]
-    found.further = _further(runs, study, table)
+    found.further = _further(runs, study, table) + found.further
     found.assumed = [
         Table("settings", "What counted as no worse", statistics.settings(runs, study), words=WORDS),
         Table("assumptions", "Every assumption, with its label", statistics.assumptions(runs, study), words=WORDS),
@@ -203,6 +216,31 @@ def _further(runs: list[Run], study: StudyConfig, table: pd.DataFrame) -> list[T
     return found
 
 
+def _federations(runs: list[Run]) -> list[Table]:
+    """Who was missing under a quorum, and what privacy was spent; nothing where all answered and none was asked for."""
+    found, absent = [], statistics.absences(runs)
+    if len(absent):
+        shown = absent.rename(columns={"n_clients": "clients", "client": "client (from 0)", "absent": "why"})
+        found.append(Table("absences", "Clients that were absent: these rounds went on without them", shown, words=WORDS))
+    private = [run for run in runs if "privacy" in run.provenance]
+    if private:
+        spent = [run.provenance["privacy"] for run in private]
+        shown = pd.DataFrame(
+            {
+                "arm": [plots.arm_name(run.config) for run in private],
+                "seed": [run.config.seed for run in private],
+                "noise added": [{"central": "by the server", "local": "by each client"}[own["mechanism"]] for own in spent],
+                "noise multiplier": [run.config.noise_multiplier for run in private],
+                "clipping norm": [run.config.clipping_norm for run in private],
+                "epsilon": [f"{own['epsilon']:.2f}" for own in spent],
+                "delta": [f"{own['delta']:g}" for own in spent],
+            }
+        )
+        notes = ("The unit is a client, not a patient. The noise comes from the seed: fit for study, not for a hospital.",)
+        found.append(Table("privacy", "Differential privacy: what the rounds spent", shown, words=WORDS, notes=notes))
+    return found
+
+
 def _contrast(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
@@ -270,6 +308,8 @@ def _lacking(runs: list[Run]) -> str:
 def _caveats(runs: list[Run], study: StudyConfig) -> list[str]:
     """What keeps these numbers from meaning more than they do."""
     found = []
+    if len(absent := statistics.absences(runs)):
+        found.append(f"In {len(absent)} turns a client was absent and its round went on without it: see the table below.")
     if len(study.seeds) == 1:
         found.append(
             "One seed: the intervals tell how far a score would move with other patients, not how far with another training."
