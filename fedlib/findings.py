@@ -159,11 +159,11 @@ def _comparison(own: pd.DataFrame, runs: list[Run]) -> Table:
 
 
 def _notes(own: pd.DataFrame) -> tuple[str, ...]:
-    """Why an interval is not there or is not the usual one, and whether the margin was changed after the runs."""
-    unusual = own.loc[own["value"].notna(), "how"], own.loc[own["difference"].notna(), "difference_how"]
-    told = [how for how in pd.concat(unusual).dropna().unique() if how != "BCa"]
+    """Why an interval is not there, and whether the margin was changed after the runs."""
+    hows = own.loc[own["value"].notna(), "how"], own.loc[own["difference"].notna(), "difference_how"]
+    told = [how.removeprefix("none: ") for how in pd.concat(hows).dropna().unique() if how.startswith("none")]
     late = [f"the margin is {note}" for note in own["margin_note"].dropna().unique() if note]
-    return tuple(f"Intervals: {how}." for how in told) + tuple(f"Note: {words}." for words in late)
+    return tuple(f"No interval: {how}." for how in told) + tuple(f"Note: {words}." for words in late)
 
 
 def _over_seeds(runs: list[Run], own: pd.DataFrame) -> list[str]:
