@@ -30,7 +30,7 @@ def both(data, out, **changes):
 
 def ray_processes() -> list[str]:
     """Commands of what Ray runs on this machine; workers need a moment to see that their raylet is gone."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while (found := list(filter(RAY.search, commands()))) and time.monotonic() < until:
         os.sched_yield()
     return found

@@ -244,5 +244,5 @@ def test_a_federation_trains_on_each_rule_and_the_reader_finds_it(images, tmp_pa
     compared = statistics.compare(runs)
     assert compared["partition"].unique().tolist() == ["none", "label_skew", "by_group"]
     for picture in (plots.comparison(compared), plots.learning_curves(runs)):
-        assert "3 clients, label_skew" in picture.alt
-        assert "3 clients, by_group" in picture.alt
+        assert "3 clients, label skew" in picture.alt
+        assert "3 clients, by group" in picture.alt
