@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedlib import tasks
 from fedlib.config import RunConfig, UserError
 from fedlib.data import PreparedSet, open_prepared
+from fedlib.messages import cast, packed
 from fedlib.partition import clients_of
 from fedlib.privacy import locally_private
 from fedlib.runs import ClientMemory
@@ -113,9 +114,9 @@ def train(message: Message, context: Context) -> Message:
         control = message.content[CONTROL].to_torch_state_dict()
         adjust = ControlVariate(model, control, turn.memory.before(turn.round))
     trained = train_round(model, turn.data, turn.rows, turn.config, turn.client, turn.round, adjust)
-    content = RecordDict({"arrays": _arrays(shared(turn.config, model))})
+    content = RecordDict({"arrays": packed(shared(turn.config, model))})
     if isinstance(adjust, ControlVariate):
-        content[CONTROL], kept = _arrays(adjust.change()), adjust.kept()
+        content[CONTROL], kept = packed(adjust.change()), adjust.kept()
     if kept or turn.config.personal:
         turn.memory.keep(turn.round, _plain(kept | own(turn.config, model)))
     content["metrics"] = MetricRecord({"num-examples": trained.pop("n"), **trained})
@@ -141,7 +142,7 @@ def hand_over(message: Message, context: Context) -> Message:
     turn = Turn.of(message, context)
     _, start = _start(turn.config, turn.data.folder)
     kept = turn.memory.before(turn.config.rounds + 1)
-    arrays = _arrays({name: kept.get(name, tensor) for name, tensor in start.items()})
+    arrays = packed({name: kept.get(name, tensor) for name, tensor in start.items()})
     return Message(RecordDict({"arrays": arrays}), reply_to=message)
 
 
@@ -159,27 +160,9 @@ def shared(config: RunConfig, model: torch.nn.Module) -> dict[str, torch.Tensor]
     return {name: tensor for name, tensor in model.state_dict().items() if name not in kept}
 
 
-def cast(content: RecordDict, to: type[np.floating]) -> RecordDict:
-    """The content with its floating-point arrays in another precision; counters stay."""
-
-    def converted(array: Array) -> Array:
-        return Array(array.numpy().astype(to)) if np.issubdtype(np.dtype(array.dtype), np.floating) else array
-
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and the server refuses that by name
-        arrays = {
-            key: ArrayRecord({name: converted(array) for name, array in record.items()})
-            for key, record in content.array_records.items()
-        }
-    return RecordDict({**content, **arrays})
-
-
 def client_name(client: int) -> str:
     """How errors name a client."""
     return f"client {client}"
-
-
-def _arrays(state: dict[str, torch.Tensor]) -> ArrayRecord:
-    return ArrayRecord.from_torch_state_dict(state)
 
 
 def _plain(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -176,10 +176,11 @@ def _score(config: RunConfig, data: PreparedSet, record: RunRecord) -> Run:
 
 def _score_own(run: Run, data: PreparedSet) -> pd.DataFrame:
     """How the model does at each client: on its own training cases, since no client holds test cases."""
-    tables = []
+    apart, tables = run.config.models_apart, []
+    model = None if apart else load_model(run, data)
     for client, rows in enumerate(clients_of(run.config, data)):
-        model = load_model(run, data, client if run.config.models_apart else None)
-        tables.append(evaluate(model, data, rows, run.config).assign(client=client))
+        own = load_model(run, data, client) if apart else model
+        tables.append(evaluate(own, data, rows, run.config).assign(client=client))
     return pd.concat(tables, ignore_index=True)
 
 

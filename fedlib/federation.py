@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.common.serde import recorddict_to_proto
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedlib import tasks
-from fedlib.client import cast, client_name, own, shared
+from fedlib.client import client_name, own, shared
 from fedlib.config import RunConfig, UserError
 from fedlib.data import PreparedSet, open_prepared
+from fedlib.messages import cast, fault_of, packed, serialized_bytes
 from fedlib.partition import clients_of
 from fedlib.privacy import CentralPrivacy, epsilon_after
 from fedlib.runs import Progress, RunRecord
@@ -79,7 +79,7 @@ class _Server:
         self.began = time.perf_counter()
         self.strategy.start(
             self.grid,
-            ArrayRecord.from_torch_state_dict(self.shared),
+            packed(self.shared),
             num_rounds=self.config.rounds - done,
             timeout=self.config.reply_timeout,
             train_config=self.told,
@@ -301,7 +301,7 @@ def guarded_strategy(
         bases, options = (_Guards, CentralPrivacy), {"config": config, "rounds_before": rounds_before}
     strategy = type(f"Guarded{base.__name__}", bases, {})(**few, **options)
     strategy.config, strategy.record, strategy.nodes = config, record, nodes
-    strategy.initial = ArrayRecord.from_torch_state_dict(shared(config, model))
+    strategy.initial = packed(shared(config, model))
     strategy.learned = frozenset(name for name, _ in model.named_parameters()) - set(own(config, model))
     strategy.cases, strategy.rounds_before, strategy.asked = cases, rounds_before, sorted(nodes.values())
     return strategy
@@ -311,37 +311,6 @@ def participants(config: RunConfig, round_number: int) -> list[int]:
     """The clients of a round: a draw from the seed and the round alone, so that it can be made again."""
     rng = np.random.default_rng([config.seed, config.n_clients, round_number])
     return sorted(rng.choice(config.n_clients, config.sampled(config.n_clients), replace=False).tolist())
-
-
-def fault_of(update: dict, initial: dict) -> str:
-    """What is wrong with an update: other names, shapes or types than the model's, or numbers that are not finite.
-
-    Averaged, one number that is not finite would spoil every client. Empty when nothing is wrong.
-    """
-    if odd := sorted(set(update) ^ set(initial)):
-        return f"missing or unknown weights, {', '.join(odd[:3])}; expected those of the model"
-    for name, array in update.items():
-        if (tuple(array.shape), array.dtype) != (tuple(initial[name].shape), initial[name].dtype):
-            kinds = [f"{kind.dtype} {tuple(kind.shape)}" for kind in (array, initial[name])]
-            return f"{name} is {kinds[0]}, expected {kinds[1]}"
-        if not np.isfinite(array.numpy()).all():
-            return f"{name} is not finite"
-    return ""
-
-
-_sizes: dict[tuple, int] = {}
-
-
-def serialized_bytes(content: RecordDict) -> int:
-    """Size of weights and metrics as they go over the wire (protobuf), without the run's settings: folders have long names.
-
-    Measured once for each kind of content: to serialize every message just to count it would cost more than to deliver it.
-    """
-    counted = RecordDict({key: record for key, record in content.items() if not isinstance(record, ConfigRecord)})
-    kind = tuple((key, len(record), record.count_bytes()) for key, record in counted.items())
-    if kind not in _sizes:
-        _sizes[kind] = recorddict_to_proto(counted).ByteSize()
-    return _sizes[kind]
 
 
 def _metrics(reply: Message) -> dict:

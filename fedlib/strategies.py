@@ -27,6 +27,8 @@ from flwr.serverapp.strategy import (
 )
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
+from fedlib.messages import LiveArray, record_of
+
 
 class Scaffold(FedAvg):
     """SCAFFOLD (Karimireddy et al., 2020, algorithm 1): control variates correct the drift of clients that differ.
@@ -46,7 +48,7 @@ class Scaffold(FedAvg):
         """Flower's messages, with the server's control variate beside the weights."""
         if not self.control:
             self.control = {name: np.zeros(array.shape, array.dtype) for name, array in arrays.items()}
-        control = ArrayRecord({name: Array(array) for name, array in self.control.items()})
+        control = record_of({name: LiveArray(array) for name, array in self.control.items()})
         for message in super().configure_train(server_round, arrays, config, grid):
             message.content = RecordDict({**message.content, CONTROL: control})
             yield message
@@ -149,10 +151,10 @@ class Sound:
         merged = {
             name: _typed((aggregated if name in self.learned else means)[name], self.initial[name]) for name in self.initial
         }
-        return ArrayRecord(merged), metrics
+        return record_of(merged), metrics
 
     def _part(self, arrays: ArrayRecord, learned: bool) -> ArrayRecord:
-        return ArrayRecord({name: array for name, array in arrays.items() if (name in self.learned) == learned})
+        return record_of({name: array for name, array in arrays.items() if (name in self.learned) == learned})
 
 
 def memory_of(strategy: FedAvg) -> dict[str, torch.Tensor]:
@@ -181,4 +183,4 @@ def _typed(array: Array, initial: Array) -> Array:
     values = array.numpy()
     if np.issubdtype(np.dtype(initial.dtype), np.integer):
         values = np.rint(values)
-    return Array(np.asarray(values, initial.dtype))
+    return LiveArray(np.asarray(values, initial.dtype))

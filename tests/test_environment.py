@@ -12,8 +12,8 @@ from fedlib.config import ROOT
 from tests.helpers import python
 
 FLOORS = [
-    *("config", "data", "runs", "partition", "tasks", "training", "strategies", "privacy", "client", "federation"),
-    *("guard", "certificates", "deployment", "engines", "experiment", "flower_app"),
+    *("config", "data", "runs", "partition", "tasks", "training", "messages", "strategies", "privacy", "client"),
+    *("federation", "guard", "certificates", "deployment", "engines", "experiment", "flower_app"),
     *("statistics", "stills", "plots", "checklist", "findings", "pages", "report", "study", "cli"),
 ]
 MODULES = sorted([*(ROOT / "fedlib").glob("*.py"), *(ROOT / "fedlib").glob("*/*.py")])
