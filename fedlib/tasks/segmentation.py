@@ -51,7 +51,8 @@ def augment(images: torch.Tensor, labels: torch.Tensor, generator: torch.Generat
 
 
 def training_metric(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean Dice of the structures within a batch: cheap, for the curves of the clients."""
+    """Mean Dice of the structures within a batch, on every eighth voxel: cheap, for the curves of the clients."""
+    logits, labels = (volume[..., ::2, ::2, ::2] for volume in (logits, labels))
     return _dice(logits.argmax(1, keepdim=True), labels, logits.shape[1]).nanmean()
 
 

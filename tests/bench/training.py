@@ -1,0 +1,135 @@
+"""make bench: training against the bare loop, and against what one would write after MONAI's tutorials.
+
+    python tests/bench/training.py --profile full --cases 1024       a GPU: 224 px, 96 voxels a side
+
+The bare loop does forward, backward and the optimiser's step on batches that lie in the device's memory, in this run's
+precision and memory format: no reading, no augmentation, no metric. The tutorial is CacheDataset, DataLoader, transforms
+for each case, fp32, MONAI's default stem. All three take the same steps. Writes reports/bench/training.json.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from monai.data import CacheDataset, DataLoader
+from monai.networks.nets import UNet, resnet18
+from monai.transforms import Compose, EnsureTyped, RandAffined
+
+from data_prep.sources import prepare_synthetic
+from fedlib import tasks
+from fedlib.config import RunConfig, StudyConfig
+from fedlib.data import PreparedSet, batches
+from fedlib.training import arithmetic, device, evaluate, initial_model, layout, train_round
+from tests.bench.harness import ratio, show, side_by_side, write
+
+CASES = {"classification": 800, "segmentation": 50}
+
+
+def synchronized(action: Callable[[], object]) -> Callable[[], None]:
+    """The action with the GPU's work included."""
+
+    def whole() -> None:
+        action()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return whole
+
+
+def bare(config: RunConfig, data: PreparedSet) -> Callable[[], None]:
+    """Forward, backward and step on resident batches."""
+    model = initial_model(config, data).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01, fused=True)
+    loss_function = tasks.get(config.task).loss_function()
+    there = [data.tensors(rows, device()) for rows in batches(data.split("train"), config.batch_size)]
+    there = [(images.contiguous(memory_format=layout(config)), labels) for images, labels in there]
+
+    def epoch() -> None:
+        for images, labels in there:
+            with arithmetic(config):
+                logits = model(images)
+            loss = loss_function(logits.float(), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return epoch
+
+
+def ours(config: RunConfig, data: PreparedSet, model: torch.nn.Module) -> Callable[[], None]:
+    """One round of the only training loop: reading, augmentation and metrics included."""
+    rows = data.split("train")
+    return lambda: train_round(model, data, rows, config, 0, 1)
+
+
+def tutorial(config: RunConfig, data: PreparedSet) -> Callable[[], None]:
+    """As in MONAI's tutorials: a cache, transforms case by case, a loader, fp32, the loss read at every step."""
+    images, labels = data.tensors(data.split("train"))
+    if config.task == "classification":
+        model = resnet18(spatial_dims=2, n_input_channels=1, num_classes=len(data.classes))
+        keys, shift, mode, how = ("image",), 0.04, "bilinear", {"rotate_range": 0.14, "scale_range": 0.08}
+    else:
+        channels = tuple(config.width * 2**level for level in range(4))
+        model = UNet(3, 1, len(data.classes), channels, (2, 2, 2), num_res_units=2)
+        keys, shift, mode = ("image", "label"), 0.05, ("bilinear", "nearest")
+        how = {"rotate_range": (0.17, 0, 0), "scale_range": 0.1}
+    how |= {"translate_range": [shift * side for side in images.shape[2:]], "padding_mode": "zeros", "mode": mode}
+    transform = Compose([EnsureTyped(keys), RandAffined(keys, prob=1.0, **how)])
+    cases = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
+    cached = CacheDataset(cases, transform, progress=False)
+    loader = DataLoader(cached, batch_size=config.batch_size, shuffle=True)
+    model = model.to(device()).train()
+    optimizer, loss_function = torch.optim.AdamW(model.parameters(), 1e-3), tasks.get(config.task).loss_function()
+
+    def epoch() -> None:
+        for batch in loader:
+            optimizer.zero_grad()
+            loss = loss_function(model(batch["image"].to(device())), batch["label"].to(device()))
+            loss.backward()
+            optimizer.step()
+            loss.item()
+
+    return epoch
+
+
+def measure(task: str, profile: str, cases: int, repeats: int, folder: Path) -> dict:
+    """Cases a second of the three, and their ratios."""
+    study = StudyConfig.make(task=task, profile=profile, local_epochs=1, out_dir=folder)
+    data = prepare_synthetic(task, folder / f"{task}-{profile}", cases=cases, size=study.size)
+    (config,) = study.runs(data.fingerprint, ("centralized",))
+    model = initial_model(config, data)
+    contenders = {"bare": bare(config, data), "ours": ours(config, data, model), "tutorial": tutorial(config, data)}
+    taken = side_by_side({name: synchronized(action) for name, action in contenders.items()}, repeats)
+    n = len(data.split("train"))
+    validation = {"evaluate": lambda: evaluate(model, data, data.split("val"), config)}
+    rows = [{"loop": name, "cases/s": n / sorted(seconds)[repeats // 2]} for name, seconds in taken.items()]
+    show(f"{task}, {profile}: {n} cases of {data.images.shape[2:]}, batch {config.batch_size}, {config.precision}", rows)
+    report = {row["loop"]: {"cases per second": row["cases/s"]} for row in rows}
+    report["bare over ours"] = ratio(taken, "bare", "ours")
+    report["tutorial over ours"] = ratio(taken, "tutorial", "ours")
+    report["validation cases per second"] = len(data.split("val")) / min(side_by_side(validation, 3)["evaluate"])
+    show("ratios of time", [{"of": name, **report[name]} for name in ("bare over ours", "tutorial over ours")])
+    return report
+
+
+def main() -> None:
+    """Measure, print, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="quick")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--task", choices=CASES, action="append")
+    parser.add_argument("--cases", type=int, help="default: 800 images, 50 volumes")
+    options = parser.parse_args()
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    report = {"device": where, "threads": torch.get_num_threads(), "profile": options.profile}
+    with tempfile.TemporaryDirectory() as folder:
+        for task in options.task or CASES:
+            n = options.cases or CASES[task]
+            report[task] = measure(task, options.profile, n, options.repeats, Path(folder))
+    write("training", report)
+
+
+if __name__ == "__main__":
+    main()
