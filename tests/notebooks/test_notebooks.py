@@ -8,17 +8,18 @@ import nbformat
 import pytest
 from papermill.translators import PythonTranslator
 
+from data_prep import quality
+from data_prep.sources import prepare_class_folders
 from fedlib.config import StudyConfig, UserError
 from fedlib.runs import RunStore
 from fedlib.study import NOTEBOOKS, STAGES
+from tests.data_prep import raw
 from tests.helpers import python
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 BOOKS = {name: nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4) for name in NAMES}
 LONGEST_CELL, MEDIAN_CELL, FIRST_CELLS = 25, 8, 5
 OF_THE_STUDY = [name for stage in STAGES for name in stage]
-BESIDE = [name for name in NAMES if name not in OF_THE_STUDY]
-"""Notebooks that a student runs and a study does not."""
 
 
 def code_cells(name):
@@ -201,6 +202,17 @@ def test_a_bad_value_stops_before_anything_is_made(tmp_path, name, value):
     assert name in last_line(done)
     assert str(value) in last_line(done)
     assert not (folder / "study").exists()
+
+
+@pytest.mark.slow
+def test_01_shows_why_a_case_was_rejected_to_the_last_word(tmp_path):
+    folder = raw.class_folders(tmp_path / "raw")
+    (folder / "ill" / "ill-3.png").write_text("see the archive")
+    data = prepare_class_folders(folder, tmp_path / "set", 16, on_bad="skip")
+    parameters = ("task", "classification", "data_dir", data.folder, "client_counts", 2)
+    done, _ = papermill("01_data_preparation", tmp_path / "alone", *parameters)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert quality.listed(data, "qc")["reason"][0] in (tmp_path / "alone" / "01_data_preparation.ipynb").read_text()
 
 
 @pytest.mark.slow
