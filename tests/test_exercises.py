@@ -1,6 +1,7 @@
 """The checks of the exercises: right answers, wrong ones, nearly right ones, none, and answers of another kind."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from fedlib import exercises
@@ -160,3 +161,60 @@ def test_steps_are_counted_by_batches_rounded_up(images):
 def test_feedback_is_what_a_cell_shows():
     assert repr(Feedback(True, "good.")) == "Right: good."
     assert repr(Feedback(False, "why.")) == "Not yet: why."
+
+
+ARMS, PATIENTS = exercises.four_arms(), exercises.eight_patients()
+VERDICTS = {"A": "equivalent", "B": "non-inferior", "C": "inferior", "D": "inconclusive"}
+
+
+def test_verdicts_follow_from_the_intervals():
+    assert exercises.check_verdicts(VERDICTS, ARMS, 0.05).right
+    assert exercises.check_verdicts(None, ARMS, 0.05).right is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"D": "equivalent"}, "does not show that two are equal"),
+        ({"A": "inferior"}, "being below zero is not enough"),
+        ({"A": "non-inferior"}, "90% interval lies within"),
+        ({"B": "equivalent"}, "gain"),
+        ({"C": "inconclusive"}, "below minus the margin"),
+        ({"C": "worse"}, "worse"),
+    ],
+)
+def test_a_wrong_verdict_is_told_by_its_mistake(changed, word):
+    feedback = exercises.check_verdicts(VERDICTS | changed, ARMS, 0.05)
+    assert feedback.right is False
+    assert feedback.text.startswith(next(iter(changed)))
+    assert word in feedback.text
+
+
+def test_a_verdict_that_is_missing_is_named():
+    assert "D" in exercises.check_verdicts({"A": "equivalent", "B": "non-inferior", "C": "inferior"}, ARMS, 0.05).text
+    assert "dictionary" in exercises.check_verdicts("equivalent", ARMS, 0.05).text
+
+
+def test_the_standard_error_is_paired():
+    one, other = PATIENTS["centralized"].to_numpy(), PATIENTS["federated"].to_numpy()
+    check, paired = exercises.check_standard_error, (other - one).std(ddof=1)
+    assert check(paired / 8**0.5, PATIENTS).right
+    assert "different patients" in check(((one.var(ddof=1) + other.var(ddof=1)) / 8) ** 0.5, PATIENTS).text
+    assert "standard deviation" in check(paired, PATIENTS).text
+    assert "ddof=1" in check((other - one).std() / 8**0.5, PATIENTS).text
+    assert "mean difference" in check((other - one).mean(), PATIENTS).text
+    assert "square root" in check(paired / 8, PATIENTS).text
+
+
+def test_the_margin_is_that_of_the_worst_federated_arm():
+    table = pd.DataFrame(
+        {"mode": ["centralized", "local", "federated", "federated"], "smallest_margin": [np.nan, 0.4, 0.02, 0.1]}
+    )
+    check = exercises.check_margin
+    assert check(0.1, table).right
+    assert "one arm" in check(0.02, table).text
+    assert "mean" in check(0.06, table).text
+    assert "too large" in check(0.4, table).text
+    nothing = table.assign(smallest_margin=np.nan)
+    assert check(float("nan"), nothing).right
+    assert "float('nan')" in check(0.1, nothing).text
