@@ -89,26 +89,6 @@ def predict(run: Run, data: PreparedSet, rows: np.ndarray) -> np.ndarray:
     return model(images.to(device())).argmax(1).cpu().numpy()
 
 
-def drift(config: RunConfig, data: PreparedSet) -> pd.DataFrame:
-    """How alike the clients' updates are: the cosine between each two (K, K) after one round from the same weights.
-
-    1: the same direction; 0: nothing in common.
-    """
-    updates = []
-    for client, rows in enumerate(clients_of(config, data)):
-        model = initial_model(config, data)
-        start = _vector(model)
-        train_round(model, data, rows, config, client, 1)
-        updates.append(_vector(model) - start)
-    directions = torch.nn.functional.normalize(torch.stack(updates), dim=1)  # (K, weights)
-    names = pd.RangeIndex(1, len(updates) + 1, name="client")
-    return pd.DataFrame((directions @ directions.T).numpy(), names, names)
-
-
-def _vector(model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([parameter.detach().cpu().reshape(-1) for parameter in model.parameters()])
-
-
 def _train_apart(config: RunConfig, data: PreparedSet, record: RunRecord) -> None:
     """Centralized and local-only: every client trains alone, from the same start, for as many rounds as a federation."""
     states, rounds = [], []
