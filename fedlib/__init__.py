@@ -4,7 +4,7 @@ The rooms, from the ground up (a room imports only from rooms below it)::
 
     config -> data -> runs -> partition -> tasks -> training -> strategies, privacy -> client -> federation
            -> guard, certificates -> deployment -> engines -> experiment -> flower_app
-           -> statistics, plots -> report -> study -> cli
+           -> statistics, plots -> lessons, exercises, machine -> report -> study -> cli
 """
 
 import os
