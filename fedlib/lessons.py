@@ -16,7 +16,7 @@ from fedlib.config import RunConfig, StudyConfig
 from fedlib.data import PreparedSet, batches
 from fedlib.experiment import load_model
 from fedlib.partition import clients_of
-from fedlib.plots import Picture
+from fedlib.plots.picture import Picture, grid, picture, styled
 from fedlib.runs import Run
 from fedlib.training import device, evaluate, initial_model, train_round
 
@@ -99,6 +99,7 @@ def between_clients(agreement: pd.DataFrame) -> float:
     return float(cosines[np.triu_indices_from(cosines, 1)].mean())
 
 
+@styled
 def agreement_picture(agreements: dict[str, pd.DataFrame]) -> Picture:
     """A matrix of cosines for each title, blue where two clients agree, red where they pull against each other."""
     figure, axes = plt.subplots(1, len(agreements), figsize=(3.6 * len(agreements), 3.2), squeeze=False)
@@ -112,7 +113,9 @@ def agreement_picture(agreements: dict[str, pd.DataFrame]) -> Picture:
         axis.set_xticklabels(cosines.columns)
         axis.set_yticklabels(cosines.index)
     words = "; ".join(f"{title}: {between_clients(cosines):.2f}" for title, cosines in agreements.items())
-    return _picture(figure, f"Cosines between the clients' gradients. Mean over pairs of clients: {words}.")
+    rows = [(title, *pair, value) for title, cosines in agreements.items() for pair, value in cosines.stack().items()]
+    table = pd.DataFrame(rows, columns=["partition", "client", "other client", "cosine"])
+    return picture(figure, f"Cosines between the clients' gradients. Mean over pairs of clients: {words}.", table)
 
 
 def shortcut_study(study: StudyConfig) -> StudyConfig:
@@ -157,9 +160,10 @@ def occlusion(run: Run, data: PreparedSet, rows: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(each) for each in maps])
 
 
+@styled
 def occlusion_picture(data: PreparedSet, rows: np.ndarray, maps: dict[str, np.ndarray]) -> Picture:
     """Images in the first line; below, for each title, what that model looks at, on one scale for each title."""
-    figure, axes = plt.subplots(1 + len(maps), len(rows), figsize=(1.9 * len(rows), 1.9 * (1 + len(maps))), squeeze=False)
+    figure, axes = grid(1 + len(maps), len(rows), 1.9)
     peaks = []
     for axis, row in zip(axes[0], rows, strict=True):
         axis.imshow(data.images[row, 0], cmap="gray", vmin=0, vmax=255)
@@ -172,20 +176,18 @@ def occlusion_picture(data: PreparedSet, rows: np.ndarray, maps: dict[str, np.nd
             down, across = np.unravel_index(heat.argmax(), heat.shape)
             peaks.append(f"row {down}, column {across}")
         line[0].set_ylabel(title, fontsize=9)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
     words = f"Bright: hiding that place lowers the score most. Peaks at {'; '.join(peaks)} of {data.images.shape[-1]}."
-    return _picture(figure, f"Occlusion maps of {', '.join(maps)} for {len(rows)} images. {words}")
+    return picture(figure, f"Occlusion maps of {', '.join(maps)} for {len(rows)} images. {words}")
 
 
+@styled
 def row_of_images(images: list[np.ndarray], titles: list[str]) -> Picture:
     """Grey images (H, W) side by side under their titles."""
-    figure, axes = plt.subplots(1, len(images), figsize=(1.9 * len(images), 2.2), squeeze=False)
+    figure, axes = grid(1, len(images), 1.9)
     for axis, image, title in zip(axes[0], images, titles, strict=True):
         axis.imshow(image, cmap="gray")
         axis.set_title(title.replace("_", " "), fontsize=9)
-        axis.set(xticks=[], yticks=[])
-    return _picture(figure, f"Images, from left to right: {', '.join(titles)}.")
+    return picture(figure, f"Images, from left to right: {', '.join(titles)}.")
 
 
 def _weights(model: torch.nn.Module) -> Weights:
@@ -199,9 +201,3 @@ def _vector(weights: Weights) -> np.ndarray:
 
 def _cosine(one: np.ndarray, other: np.ndarray) -> float:
     return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
-
-
-def _picture(figure: plt.Figure, alt: str) -> Picture:
-    figure.set_layout_engine("constrained")
-    plt.close(figure)  # Jupyter would show it a second time
-    return Picture(figure, alt)

@@ -14,7 +14,20 @@ from tests.helpers import python
 FLOORS = [
     *("config", "data", "runs", "partition", "tasks", "training", "strategies", "privacy", "client", "federation"),
     *("guard", "certificates", "deployment", "engines", "experiment", "flower_app"),
-    *("statistics", "stills", "plots", "checklist", "findings", "pages", "report", "study", "cli"),
+    *(
+        "statistics",
+        "stills",
+        "plots",
+        "lessons",
+        "exercises",
+        "machine",
+        "checklist",
+        "findings",
+        "pages",
+        "report",
+        "study",
+        "cli",
+    ),
 ]
 MODULES = sorted([*(ROOT / "fedlib").glob("*.py"), *(ROOT / "fedlib").glob("*/*.py")])
 
