@@ -27,6 +27,7 @@ def render_notebook(notebook: Path) -> Path:
     exporter.register_preprocessor("nbconvert.preprocessors.CoalesceStreamsPreprocessor", enabled=True)
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     content = nbformat.read(notebook, as_version=4)
+    content.metadata.pop("widgets", None)  # saved by JupyterLab: without a kernel their twins are shown instead
     html, _ = exporter.from_notebook_node(content, resources={"metadata": {"name": notebook.stem.replace("_", " ")}})
     page = notebook.with_suffix(".html")
     write_atomically(page, html)
