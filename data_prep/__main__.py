@@ -71,9 +71,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace or update 
 Bad = Annotated[OnBad, typer.Option(help="At a case that cannot be used: stop, or skip it and list it in qc.csv.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the splits and, for phantoms, of the images.")]
 Near = Annotated[int, typer.Option(min=0, max=64, help="Bits of 256 in which the hashes of near-duplicates may differ.")]
-Jobs = Annotated[int, typer.Option(min=1, help="Cases read at a time.")]
+Jobs = Annotated[int, typer.Option(min=1, max=256, help="Cases read at a time.")]
 Raw = Annotated[Path | None, typer.Option(help="Keep the raw files, in the layout of the real data, in this new folder.")]
-Side = Annotated[int, typer.Option(min=16, help="Side of a prepared image in pixels.")]
+Side = Annotated[int, typer.Option(min=16, max=4096, help="Side of a prepared image in pixels.")]
 
 
 @app.command("synthetic-cxr")
@@ -209,7 +209,7 @@ def _numbers(
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = ()
-    if len(values) != count or not all(map(isfinite, values)) or positive and min(values) <= 0:
+    if len(values) != count or not all(abs(value) <= 1e6 for value in values) or positive and min(values) <= 0:
         kind = "positive numbers" if positive else "numbers"
         raise UserError(f"{option} {text}: expected {count} {kind} with commas between")
     if rising and values[0] >= values[-1]:

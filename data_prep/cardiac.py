@@ -21,6 +21,8 @@ HU_WINDOW = (-160.0, 440.0)
 PERCENTILES = (1.0, 99.0)
 """Intensity range of a volume whose units mean nothing, such as MRI (*chosen*): of the whole volume with crop "centre", of
 the part around the heart with crop "heart"."""
+MAX_VOXELS = 2**26
+"""Of a volume at the prepared voxel size (*chosen*): resampling takes some 60 bytes for each, 4 GB in all."""
 SHIFT = 0.01
 """Voxels by which the corners of an image and its label may differ (*chosen*): rounding of headers, not another place."""
 
@@ -87,11 +89,14 @@ def loader(settings: Settings) -> Loader:
     """A loader for `prepare`: uint8 image (1, X, Y, Z) and label (X, Y, Z) with 0 background, 1 LV, 2 Myo, in RAS axes.
 
     In `lv` and `myo` a number is a value in the one label volume of a case, a name is a mask file of that name.
-    Raises UserError when `lv` or `myo` is empty, or both name the same; the loader, for a case that cannot be used.
+    Raises UserError when `lv` or `myo` is empty, when both name the same, or when the window has more than MAX_VOXELS; the
+    loader, for a case that cannot be used.
     """
     from data_prep import resampling  # here: MONAI takes seconds to import, which radiographs and --help do not need
 
     named = _named(settings)
+    if (voxels := int(np.prod(settings.size, dtype=object))) > MAX_VOXELS:
+        raise UserError(f"--size {','.join(map(str, settings.size))}: {voxels} voxels; expected at most {MAX_VOXELS}")
 
     def load(case: Case, contents: list[bytes]) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         label, places = _read_label(case, contents[1:], named)
@@ -101,6 +106,7 @@ def loader(settings: Settings) -> Loader:
         label, _ = nifti.to_ras(label, image.affine)
         box, columns = _measured(label, nifti.spacing(affine))
         part = _around_heart(case, box, affine, settings) if settings.crop == "heart" else ...
+        _check_memory(case, label[part].shape * nifti.spacing(affine), settings)
         resampled = resampling.at_spacing(label[part], affine, settings.spacing_mm, "nearest")
         prepared = resampling.to_size(resampled, settings.size).astype(np.uint8)
         for number, structure in enumerate(CLASSES[1:], 1):
@@ -194,7 +200,7 @@ def _check_pair(image: nifti.Volume, places: list[Place]) -> None:
         apart = np.abs(np.linalg.solve(image.affine, affine) @ corners - corners).max()
         if apart > SHIFT:
             raise UserError(f"{name}: lies {apart:.3g} voxels off {image.name} by its affine; expected at most {SHIFT}")
-    for _, chunk in image.chunks() if image.flat.dtype.kind == "f" else ():
+    for _, chunk in image.chunks() if image.flat.dtype.kind == "f" or image.slope != 1 or image.inter != 0 else ():
         # As float32 they would become infinite, too.
         if not (np.abs(chunk) <= np.finfo(np.float32).max).all():
             raise UserError(f"{image.name}: has voxels that are not finite (NaN or infinite); expected numbers")
@@ -228,6 +234,13 @@ def _around_heart(case: Case, box: np.ndarray, affine: np.ndarray, settings: Set
     start = np.round((box[0] + box[1] - room / spacing) / 2).astype(int)
     stop = start + np.ceil(room / spacing).astype(int)
     return tuple(slice(max(first, 0), last) for first, last in zip(start, stop, strict=True))
+
+
+def _check_memory(case: Case, sides_mm: np.ndarray, settings: Settings) -> None:
+    voxels = np.prod(sides_mm / settings.spacing_mm)
+    if voxels > MAX_VOXELS:
+        cut = f"{nifti.by(sides_mm)} mm are {voxels:.2g} voxels of {nifti.by(np.array(settings.spacing_mm))} mm"
+        raise UserError(f"{case.image}: {cut}; expected at most {MAX_VOXELS:.2g} (a larger --spacing, or --crop heart)")
 
 
 def _check_loss(case: Case, structure: str, raw_ml: float, ml: float, settings: Settings) -> None:

@@ -41,14 +41,15 @@ def find_cases(files: Files, where: str | None = None) -> list[Case]:
     manifest = next((name for name in beside if name.lower() == "manifest.csv"), None)
     if manifest:
         cases = _from_manifest(files, manifest, where)
-    elif where:
+    elif where is not None:
         raise UserError(f"--where {where}: needs {files.where('manifest.csv')}, which does not exist")
     else:
         cases = _from_folders(files)
     classes = class_names(cases)
     if len(classes) < 2:
         found = f" ({classes[0]})" if classes else ""
-        raise UserError(f"--input {files.where('')}: {len(classes)} class folders with images{found}, expected at least 2")
+        top = files.where("").rstrip(":/")
+        raise UserError(f"--input {top}: {len(classes)} class folders with images{found}, expected at least 2")
     return cases
 
 
@@ -119,7 +120,7 @@ def _stem(name: str) -> str:
 
 def _from_manifest(files: Files, manifest: str, where: str | None) -> list[Case]:
     table = _table(files, manifest)
-    if where:
+    if where is not None:
         column, _, value = where.partition("=")
         if column not in table.columns:
             raise UserError(
@@ -144,7 +145,10 @@ def _from_manifest(files: Files, manifest: str, where: str | None) -> list[Case]
 
 
 def _table(files: Files, manifest: str) -> pd.DataFrame:
-    """The manifest as text: UTF-8 with or without a mark at its start, separated by commas or semicolons."""
+    """The manifest as text: UTF-8 with or without a mark at its start, separated by commas or semicolons.
+
+    Blanks around a value do not count: `ill ` would be a class of its own. They stay in the names of files.
+    """
     where, expected = files.where(manifest), "expected columns file, class[, patient, dup_group, split]"
     content = _content(files, manifest)
     head = content.split(b"\n", 1)[0]
@@ -154,6 +158,10 @@ def _table(files: Files, manifest: str) -> pd.DataFrame:
         table = pd.read_csv(StringIO(text), sep=separator, dtype=str, keep_default_na=False)
     except ValueError as error:  # pandas' own kinds: no columns, ragged rows, not text
         raise UserError(f"{where}: not a table ({' '.join(str(error).split())}); {expected}, in UTF-8") from None
+    table.columns = table.columns.str.strip()
+    if table.columns.has_duplicates:
+        raise UserError(f"{where}: column {table.columns[table.columns.duplicated()][0]} twice; {expected}")
+    table = table.apply(lambda column: column if column.name == "file" else column.str.strip())
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much for row names
         raise UserError(f"{where}: its rows have more fields than it has columns; {expected}")
     if missing := {"file", "class"} - set(table.columns):

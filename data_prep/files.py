@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from fedlib.config import UserError
+from fedlib.data import ARRAYS
 
 MAX_BYTES = 4 * 2**30
 """No image or volume is larger; what claims to be would only fill the memory (a zip bomb)."""
@@ -103,6 +104,9 @@ def _walk(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
         raise UserError(f"--input {error.filename}: cannot be listed ({error.strerror}); expected a readable folder")
 
     for parent, folders, files in os.walk(folder, onerror=refuse):
+        if {*ARRAYS, "manifest.json"} <= set(files):  # a prepared set among its raw files is none of them
+            folders.clear()
+            continue
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
         for entry in files + links:
             path = Path(parent, entry)
@@ -121,7 +125,10 @@ def _why_unsafe(path: Path, name: str, root: Path) -> str:
         real = path.resolve(strict=True)
     except UnicodeEncodeError:
         return "its name is not UTF-8; rename it"
-    except (OSError, RuntimeError):  # RuntimeError: a link to itself
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
+        if isinstance(error, PermissionError) and not os.path.islink(path):
+            why = f"cannot be entered ({error.strerror}); expected a readable folder"
+            raise UserError(f"--input {path.parent}: {why}") from None
         return "a link that leads nowhere"
     if len(name.splitlines()) > 1:
         return "a line break in its name; rename it"

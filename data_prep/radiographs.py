@@ -18,7 +18,7 @@ HEADER = {"sex": "PatientSex", "view": "ViewPosition", "manufacturer": "Manufact
 """Columns that are taken from a DICOM header as they are. Names and birth dates are not among them."""
 DAYS = {"D": 1, "W": 7, "M": 365.25 / 12, "Y": 365.25}
 
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _picture refuses such images itself, in one line
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of bombs, which _picture refuses itself, or of EXIF with faults
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # scanners break rules that do not matter here
 
 
@@ -145,6 +145,8 @@ def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
     if low == high:
         return np.zeros(values.shape, np.uint8)
     unit = (values.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+    if not np.isfinite(unit).all():
+        raise UserError("grey values that are not finite, by the rescaling or window in its header; expected numbers")
     return np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
 
 

@@ -72,7 +72,8 @@ def _about(files: Files) -> dict[str, dict[str, str]]:
         raise UserError(
             f"{files.where('meta.csv')}: unreadable ({error}); expected a table with ; between columns"
         ) from None
-    if "image_id" not in table or table["image_id"].duplicated().any():
+    extra = not isinstance(table.index, pd.RangeIndex)  # more fields than columns: pandas takes the first for row names
+    if extra or "image_id" not in table or table["image_id"].duplicated().any():
         raise UserError(f"{files.where('meta.csv')}: expected a column image_id with each case once, and ; between columns")
     table = table.set_index("image_id").rename(columns={"split": "published_split"})
     return table[[column for column in [*KEPT, "published_split"] if column in table]].to_dict("index")

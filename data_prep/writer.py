@@ -19,7 +19,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from fedlib.config import UserError
-from fedlib.data import ARRAYS, PreparedSet, describe, open_prepared, write_atomically
+from fedlib.data import ARRAYS, PreparedSet, describe, open_prepared, to_disk, write_atomically
 
 COMMIT_SECONDS = 2.0
 """At most so much work is lost to a power cut."""
@@ -33,7 +33,8 @@ class PreparedWriter:
     """
 
     def __init__(self, out: Path | str, reading: dict[str, Any]):
-        self.out = Path(out).absolute()
+        # A link to a larger disk stays one: what it leads to is replaced.
+        self.out = Path(out).resolve() if os.path.islink(out) else Path(out).absolute()
         self.folder = self.out.with_name(f".{self.out.name}.partial")
         self._whole = self.folder / "set" / "manifest.json"
         """There only while a whole set waits to be put in its place."""
@@ -106,6 +107,8 @@ class PreparedWriter:
             described = describe(paths, manifest | {"reading": self.reading})
             for name, path in paths.items():
                 path.rename(ready / name)
+            for path in ready.iterdir():
+                to_disk(path)
             write_atomically(self._whole, json.dumps(described, indent=2))
             self._arrays = []
             self._put_in_place()

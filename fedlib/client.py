@@ -165,10 +165,11 @@ def cast(content: RecordDict, to: type[np.floating]) -> RecordDict:
     def converted(array: Array) -> Array:
         return Array(array.numpy().astype(to)) if np.issubdtype(np.dtype(array.dtype), np.floating) else array
 
-    arrays = {
-        key: ArrayRecord({name: converted(array) for name, array in record.items()})
-        for key, record in content.array_records.items()
-    }
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and the server refuses that by name
+        arrays = {
+            key: ArrayRecord({name: converted(array) for name, array in record.items()})
+            for key, record in content.array_records.items()
+        }
     return RecordDict({**content, **arrays})
 
 

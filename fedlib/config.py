@@ -154,6 +154,11 @@ class Evidence(_Frozen):
         """The margin of a primary endpoint: `dice_LV` and `dice_Myo` share `margin_dice`."""
         return getattr(self, f"margin_{metric.partition('_')[0]}")
 
+    @property
+    def level(self) -> str:
+        """Of the two-sided intervals, in words: `95%`."""
+        return f"{round(100 * (1 - self.significance), 3):g}%"
+
 
 class RunConfig(Training, Dealing, Federation, Evidence):
     """One configuration with one seed. `run_id` names it: equal trainings have equal ids."""

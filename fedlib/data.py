@@ -113,12 +113,15 @@ def open_prepared(folder: Path | str, task: str | None = None) -> PreparedSet:
     """Open a prepared set, or the one in the subfolder named after `task`.
 
     Raises UserError, naming the file, when there is none, when it is of another task or version of this project, or when a
-    file is missing, cut short or edited.
+    file is missing, cut short, edited or not readable.
     """
-    found = find_prepared(folder, task)
-    if not found:
+    try:
+        found = find_prepared(folder, task)
+        prepared = _open(found.absolute(), stamps(found)) if found else None
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror}); expected a prepared set") from None
+    if not prepared:
         raise UserError(f"data_dir = {str(folder)!r}: not a prepared set (no manifest.json); make one: python -m data_prep")
-    prepared = _open(found.absolute(), stamps(found))
     if task and prepared.task != task:
         raise UserError(f"data_dir = {str(folder)!r}: prepared for {prepared.task}, expected {task}")
     return prepared
@@ -181,10 +184,25 @@ def _verify(folder: Path, files: dict, found: dict[str, list[int]]) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write aside in the same folder, then rename: a reader sees the old file or the new one, never a part."""
+    """Write aside in the same folder, then rename: a reader sees the old file or the new one, never a part.
+
+    After a power cut, too. What cannot be written (a full disk) raises OSError and leaves nothing aside.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(aside, path)
+    try:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        to_disk(aside)
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error says what is wrong
+            aside.unlink()
+        raise
+
+
+def to_disk(path: Path) -> None:
+    """Wait until the content of a file is on the disk: a rename may get there sooner, and then names an empty file."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def file_sha256(path: Path) -> str:

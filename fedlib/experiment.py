@@ -148,6 +148,8 @@ def _score(config: RunConfig, data: PreparedSet, record: RunRecord) -> Run:
     trained = Run(record.folder)
     alone = range(config.n_clients) if config.models_apart else [None]
     tables, scores, hashes = [], [], []
+    if config.mode == "federated":  # before the test split is read
+        record.log_own_cases(_score_own(trained, data))
     for client in alone:
         model = load_model(trained, data, client)
         cases = evaluate(model, data, data.split("test"), config, final=True)
@@ -155,8 +157,6 @@ def _score(config: RunConfig, data: PreparedSet, record: RunRecord) -> Run:
         hashes.append(state_sha256(model.state_dict()))
         tables.append(cases if client is None else cases.assign(client=client))
     record.log_cases(pd.concat(tables, ignore_index=True))
-    if config.mode == "federated":
-        record.log_own_cases(_score_own(trained, data))
     if config.models_apart:
         tested = [{f"test_{metric}": score for metric, score in row.items()} for row in scores]
         record.log_test_scores([row | {"weights_sha256": sha} for row, sha in zip(tested, hashes, strict=True)])

@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from fedlib.config import ROOT, RunConfig, StudyConfig, UserError
 from fedlib.data import PreparedSet, find_prepared, open_prepared
+from fedlib.pages import render_notebook
 from fedlib.partition import clients_of
-from fedlib.report import missing_runs, remember_study, render_notebook, write_index
+from fedlib.report import missing_runs, remember_study, write_index
 from fedlib.runs import RunStore
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -103,7 +104,6 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1) -> list[str]:
                     remember_study(study, check(study))
     if studies:
         problems += [f"{run['run_id']}: {run['why']}" for study in studies for run in _missing(study)]
-        RunStore(studies[0].out_dir).write_results()
         write_index(studies[0].out_dir)
     return problems
 

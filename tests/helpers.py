@@ -1,9 +1,12 @@
 """What several test modules need: the commands as a user types them, and small configurations."""
 
 import functools
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedlib.config import ROOT, RunConfig
@@ -51,3 +54,14 @@ def snapshot(folder: Path) -> dict[str, int]:
     """Every file below a folder with the time it was last written."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
+
+
+@contextmanager
+def files_of_at_most(n: int) -> Iterator[None]:
+    """The file system refuses to let a file grow, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -101,6 +101,17 @@ def test_a_file_that_is_a_link_to_nowhere_is_missing(folder):
     assert "images.npy: is missing" in refused(folder)
 
 
+@pytest.mark.parametrize("reader", ["_sha256", "read_cases"])
+def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch, reader):
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (folder / "verified.json").unlink()
+    monkeypatch.setattr(fedlib.data, reader, denied)
+    name = "images.npy" if reader == "_sha256" else "cases.csv"
+    assert refused(folder) == f"{folder / name}: cannot be read (Permission denied); expected a prepared set"
+
+
 def test_a_folder_without_a_manifest_is_no_set(folder):
     (folder / "manifest.json").unlink()
     assert "not a prepared set (no manifest.json)" in refused(folder)

@@ -285,6 +285,26 @@ def test_a_supernode_that_dies_stops_the_run_by_name_and_resumed_it_ends_with_th
 
 
 @pytest.mark.slow
+def test_what_clients_keep_stays_at_their_nodes_with_the_same_bits(images, here, tmp_path):
+    kept = {"strategy": "scaffold", "batch_norm": "local", "transport": "fp16"}
+    config = run_config(images, "federated", engine="deployment", **kept)
+    run = experiment.run(config, images, RunStore(tmp_path / "store"))
+    expected = in_process(config, images, tmp_path / "here-too")
+    assert run.result["weights_sha256"] == expected.result["weights_sha256"]
+
+
+@pytest.mark.slow
+def test_with_a_quorum_a_supernode_that_dies_is_absent_from_then_on(images, here, tmp_path):
+    config, store = run_config(images, "federated", engine="deployment", quorum=0.5), RunStore(tmp_path / "store")
+    killer = kill_node_after_round(store.folder / config.run_id, 1, here)
+    run = experiment.run(config, images, store)
+    killer.join()
+    missing = run.clients[run.clients["absent"].notna()]
+    assert missing[["round", "client"]].to_numpy().tolist() == [[2, 1]]
+    assert missing["absent"].item().startswith("client 1: Error: Node Unavailable")
+
+
+@pytest.mark.slow
 def test_a_server_that_fails_gives_its_reason(images, here, tmp_path):
     store = RunStore(tmp_path)
     config = run_config(images, "federated", engine="deployment", data_fingerprint="0" * 64)

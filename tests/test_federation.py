@@ -10,8 +10,8 @@ from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 import fedlib.client
-from fedlib import engines, experiment, plots, statistics
-from fedlib.config import UserError
+from fedlib import engines, experiment, findings, plots, statistics
+from fedlib.config import StudyConfig, UserError
 from fedlib.federation import FederationError, guarded_strategy
 from fedlib.runs import RunRecord, RunStore
 from tests.helpers import outcome, run_config
@@ -261,6 +261,12 @@ def test_a_run_with_a_quorum_tells_who_was_missing_in_which_round(images, tmp_pa
     assert missing["absent"][0] == "client 1 failed: OSError: disk full"
     assert run.clients["n"].tolist()[-1] == 0
     assert plots.client_curves(run).alt
+    page = findings.findings([run], StudyConfig.make(profile="smoke", out_dir=tmp_path))
+    (table,) = [table for table in page.further if table.name == "absences"]
+    assert table.frame[["round", "client (from 0)", "why"]].to_numpy().tolist() == [
+        [2, 1, "client 1 failed: OSError: disk full"]
+    ]
+    assert "In 1 turns a client was absent" in " ".join(page.caveats)
     whole = experiment.run(run_config(images, "federated"), images, store)
     assert whole.config.run_id != config.run_id
     assert whole.result["weights_sha256"] != run.result["weights_sha256"]

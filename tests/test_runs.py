@@ -12,7 +12,7 @@ from fedlib.config import UserError
 from fedlib.data import write_atomically
 from fedlib.partition import clients_of
 from fedlib.runs import FILES, Run, RunStore, state_sha256
-from tests.helpers import outcome, run_config
+from tests.helpers import files_of_at_most, outcome, run_config
 
 
 class Killed(BaseException):
@@ -137,8 +137,21 @@ def test_a_write_that_dies_leaves_the_old_file(tmp_path, monkeypatch):
         with pytest.raises(Killed):
             write_atomically(path, "new")
     assert path.read_text() == "old"
+    with files_of_at_most(10), pytest.raises(OSError, match="too large"):
+        write_atomically(path, "new" * 9)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path], "nothing is left aside"
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Else a power cut may leave the name before an empty file."""
+    fsync, replace, steps = os.fsync, os.replace, []
+    monkeypatch.setattr(os, "fsync", lambda file: steps.append(os.fstat(file).st_size) or fsync(file))
+    monkeypatch.setattr(os, "replace", lambda *names: steps.append("named") or replace(*names))
+    write_atomically(tmp_path / "file", "text")
+    assert steps == [4, "named"]
 
 
 def test_the_hash_of_weights_sees_every_bit_and_not_the_order():

@@ -1,11 +1,15 @@
-"""The pages of a study in a real browser, from the disk, with no network: nothing missing, nothing wider than a phone."""
+"""The pages of a study in a real browser, from the disk, with no network: nothing missing, for every eye, hand and paper."""
 
+import json
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
-from fedlib import tasks
+from fedlib import report, tasks
+from fedlib.runs import RunStore
+from tests.made_up import made_up
 
 CHROMIUM = "/usr/bin/chromium"
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
@@ -13,6 +17,8 @@ QUIET += ["--disable-background-networking", "--disable-component-update"]
 PAGES = ["index.html", *(f"{task}/{notebook}" for task in tasks.TASKS for notebook in (
     "01_data_preparation.html", "02_centralized_training.html", "03_federated_simulation.html", "04_compare_results.html"
 ))]  # fmt: skip
+PHONE, DESK, WIDE = 375, 1280, 1920
+VISIBLE = "all => all.filter(one => !one.hidden).map(one => [one.src, one.alt])"
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +32,8 @@ def browser():
 class Watched:
     """A page opened from the disk, with everything that it asked for and complained of."""
 
-    def __init__(self, browser, path: Path, width: int):
-        self.context = browser.new_context(viewport={"width": width, "height": 800})
+    def __init__(self, browser, path: Path, width: int, scheme: str):
+        self.context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
         self.asked, self.complaints = [], []
         self.context.route("**/*", self._only_the_disk)
         self.page = self.context.new_page()
@@ -41,13 +47,20 @@ class Watched:
             self.asked.append(url)
         route.continue_() if url.startswith(("file:", "data:")) else route.abort()
 
+    def violations(self, *rules: str) -> list[str]:
+        """What axe-core finds, of any impact and by all its rules unless some are named, with everything unfolded."""
+        self.page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        options = {"resultTypes": ["violations"]} | ({"runOnly": list(rules)} if rules else {})
+        found = Axe().run(self.page, options=options).response["violations"]
+        return [f"{one['id']} ({one['impact']}): {one['nodes'][0]['html'][:200]}" for one in found]
+
 
 @pytest.fixture
 def opened(browser):
     contexts = []
 
-    def open_page(path, width=1280):
-        watched = Watched(browser, path, width)
+    def open_page(path, width=DESK, scheme="light"):
+        watched = Watched(browser, path, width, scheme)
         contexts.append(watched.context)
         return watched
 
@@ -56,23 +69,114 @@ def opened(browser):
         context.close()
 
 
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory):
+    """The index of a made-up study of two seeds in which a run failed, another was edited, and the reference is gone."""
+    study = made_up(tmp_path_factory.mktemp("troubled") / "study", profile="smoke", client_counts="2,4", seed=[1, 2])
+    runs = RunStore(study.out_dir).all()
+    federated, local = (next(run for run in runs if run.config.mode == mode) for mode in ("federated", "local"))
+    (federated.folder / "status.json").write_text(json.dumps({"state": "failed", "error": "client 1 answered <NaN>"}))
+    (local.folder / "cases.csv").write_text("case,patient\n")
+    for run in runs:
+        if run.config.mode == "centralized":
+            (run.folder / "status.json").unlink()
+    return report.write_report(study.out_dir)
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_works_offline(smoke, opened, name):
     watched = opened(smoke / name)
     assert watched.complaints == []
     assert watched.asked == [(smoke / name).as_uri()], "one file, and nothing else"
     pictures = watched.page.eval_on_selector_all("img", "all => all.map(one => [one.naturalWidth, one.alt.trim()])")
-    assert pictures
+    drawings = watched.page.eval_on_selector_all("svg:visible", "all => all.map(one => one.getBoundingClientRect().width)")
+    assert pictures or drawings
     assert all(width > 0 and len(alt) > 10 for width, alt in pictures)
+    assert all(width > 100 for width in drawings)
     text = watched.page.inner_text("body")
     assert "Traceback" not in text
-    assert not any(tag in text for tag in ("<table", "<td", "<tr", "<div", "&lt;", "<Figure"))
+    assert not any(tag in text for tag in ("<table", "<td", "<tr", "<div", "&lt;", "<Figure", "$$", "\\frac"))
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_fits_a_phone(smoke, opened, name):
-    page = opened(smoke / name, width=375).page
-    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+def test_axe_finds_nothing(smoke, opened, name):
+    assert opened(smoke / name, WIDE).violations() == []
+    looks = (
+        "color-contrast",
+        "scrollable-region-focusable",
+        "target-size",
+        "link-in-text-block",
+    )  # what theme and width change
+    assert opened(smoke / name, PHONE, "dark").violations(*looks) == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_fits_a_phone_and_paper(smoke, opened, name):
+    page = opened(smoke / name, width=PHONE).page
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE
+    page.set_viewport_size({"width": 720, "height": 1000})  # A4 within its margins
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 720
+    folded = page.locator("details:not([open]) table")
+    assert all(folded.nth(n).bounding_box()["height"] > 10 for n in range(folded.count())), "paper cannot unfold"
+    clipped = page.eval_on_selector_all(".table", "all => all.filter(one => one.scrollWidth > one.clientWidth + 1).length")
+    assert clipped == 0
+    assert page.locator("input[type=range]:visible, nav:visible").count() == 0
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_a_slider_moves_by_key_without_a_kernel(smoke, opened, task):
+    page = opened(smoke / f"{task}/01_data_preparation.html").page
+    slider, images = page.locator("figure.stills input").first, page.locator("figure.stills").first.locator("img")
+    (before,) = images.evaluate_all(VISIBLE)
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    (after,) = images.evaluate_all(VISIBLE)
+    assert after[0] != before[0]
+    assert after[1] != before[1]
+    assert page.locator("figure.stills output").first.inner_text() == after[1] == slider.get_attribute("aria-valuetext")
+    assert slider.get_attribute("aria-label")
+
+
+def test_mathematics_is_drawn(smoke, opened):
+    page = opened(smoke / "classification/03_federated_simulation.html").page
+    formula = page.locator("math[display=block]").first
+    assert formula.bounding_box()["height"] > 30
+    assert formula.locator("mfrac").count() > 0
+
+
+def test_tables_are_reached_and_scrolled_by_keyboard(smoke, opened):
+    page = opened(smoke / "index.html", width=PHONE).page
+    table = page.locator(".table").first
+    table.focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('.table').scrollLeft > 0")
+
+
+def test_the_first_key_leads_past_the_navigation(smoke, opened):
+    page = opened(smoke / "index.html").page
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+
+
+def test_numbers_of_a_figure_unfold_and_come_as_csv(smoke, opened):
+    page = opened(smoke / "index.html").page
+    folded = page.locator("figure details").first
+    folded.locator("summary").press("Enter")
+    assert folded.locator("tbody tr").first.is_visible()
+    assert (smoke / folded.locator("a").get_attribute("href")).is_file()
+    notebook = opened(smoke / "segmentation/03_federated_simulation.html").page
+    notebook.locator("figure summary").first.click()
+    with notebook.expect_download() as download:
+        notebook.locator("figure a[download]").first.click()
+    assert Path(download.value.path()).read_text().startswith("partition,client,class,training cases")
+
+
+def test_drawings_follow_the_theme(smoke, opened):
+    colour = "getComputedStyle(document.querySelector('figure svg text')).fill"
+    light, dark = (opened(smoke / "index.html", scheme=scheme).page.evaluate(colour) for scheme in ("light", "dark"))
+    assert (light, dark) == ("rgb(28, 30, 33)", "rgb(232, 233, 235)")
 
 
 def test_every_link_of_the_index_and_back_resolves(smoke, opened):
@@ -81,6 +185,7 @@ def test_every_link_of_the_index_and_back_resolves(smoke, opened):
     inside = [href for href in hrefs if not href.startswith(("http", "#"))]
     assert {f"{name}" for name in PAGES[1:]} | {"results.csv"} <= set(inside)
     assert [href for href in inside if not (smoke / href).is_file()] == []
+    assert [href for href in hrefs if href.startswith("#") and not page.locator(f"[id='{href[1:]}']").count()] == []
     page.click(f"a[href='{PAGES[1]}']")
     page.click("text=Back to the study")
     assert page.url == (smoke / "index.html").as_uri()
@@ -89,21 +194,46 @@ def test_every_link_of_the_index_and_back_resolves(smoke, opened):
 def test_the_index_shows_every_arm_of_both_tasks(smoke, opened):
     page = opened(smoke / "index.html").page
     for task in tasks.TASKS:
-        rows = page.locator(f"section[aria-labelledby='{task}'] table tbody tr")
-        assert rows.count() == 5 * len(tasks.get(task).PRIMARY)
-        text = "\n".join(rows.all_inner_texts()).lower()
-        for words in ("centralized", "federated", "balanced", "unbalanced", "2"):
-            assert words in text
-        assert "inconclusive" in text or "lower" in text or "higher" in text
+        section = page.locator(f"section[aria-labelledby='{task}']")
+        for metric in tasks.get(task).PRIMARY:
+            rows = section.locator(f".table:has(+ p a[href='tables/{task}-scores-{metric}.csv']) tbody tr")
+            assert rows.count() == 5
+            text = "\n".join(rows.all_inner_texts()).lower()
+            assert all(words in text for words in ("centralized", "federated", "local", "balanced", "unbalanced", "2"))
     body = page.inner_text("body")
     assert "no patient" in body, "synthetic images are called that"
+    assert "its figures mean nothing" in body
     assert "Not complete" not in body
 
 
-def test_the_index_is_structured_for_those_who_do_not_see_it(smoke, opened):
+def test_the_verdict_comes_first(smoke, opened):
     page = opened(smoke / "index.html").page
+    assert page.locator("h2").first.inner_text() == "What this study found"
+    cards = page.locator(".card")
+    assert cards.count() == 2
+    assert all(cards.nth(n).locator(".verdict").count() > 0 for n in range(2))
+    assert cards.first.bounding_box()["y"] < 800, "seen without scrolling"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_headings_are_in_order(smoke, opened, name):
+    page = opened(smoke / name).page
     assert page.get_attribute("html", "lang") == "en"
-    assert page.locator("h1").count() == 1
     assert page.locator("main").count() == 1
-    assert page.title()
-    assert page.locator("table thead th").count() > 0
+    levels = page.eval_on_selector_all("h1, h2, h3, h4", "all => all.map(one => Number(one.tagName[1]))")
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+
+
+def test_a_troubled_study_reads_well_too(troubled, opened):
+    watched = opened(troubled, PHONE, "dark")
+    assert watched.complaints == []
+    assert watched.page.evaluate("document.documentElement.scrollWidth") <= PHONE
+    text = watched.page.inner_text("main")
+    assert "No verdict: the centralized run is missing" in text
+    assert "Not complete: 4 of 18 runs missing" in text.replace("\n", " ")
+    assert "client 1 answered <NaN>" in text
+    assert "cases.csv" in text
+    assert "nan" not in text.lower().replace("<nan>", "").split()
+    assert watched.violations() == []

@@ -5,7 +5,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import sync_playwright
 
-from fedlib.report import render_notebook
+from fedlib.pages import render_notebook
 from tests.browser.test_pages import CHROMIUM, QUIET
 from tests.helpers import python
 

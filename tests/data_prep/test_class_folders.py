@@ -172,6 +172,19 @@ def test_umlauts_are_matched_however_they_are_spelt(tmp_path, on_disk, in_manife
         assert found(source)[0].image == normalize(on_disk, name)
 
 
+def test_blanks_around_a_value_make_no_class_of_its_own(tmp_path):
+    touched(tmp_path, "ill/ a.png", "ill/2.png", "well/1.png")
+    (tmp_path / "manifest.csv").write_text(
+        "file, class,patient \nill/ a.png,ill ,p1\nill/2.png, ill,\t\nwell/1.png,well, p1\n"
+    )
+    cases = found(tmp_path)
+    assert [(case.image, case.label, case.patient) for case in cases] == [
+        ("ill/ a.png", "ill", "p1"),
+        ("ill/2.png", "ill", "ill/2"),
+        ("well/1.png", "well", "p1"),
+    ]
+
+
 def test_names_that_pandas_takes_for_nothing_stay_names(tmp_path):
     """A class "None" (no finding) and a patient "NA" are names."""
     folder = raw.class_folders(tmp_path / "raw", {"None": 2, "ill": 2})

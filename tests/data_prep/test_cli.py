@@ -1,7 +1,5 @@
 """python -m data_prep: every source from folder and zip, options, disks, and going on after whatever stopped it."""
 
-import contextlib
-import resource
 import shutil
 import signal
 import subprocess
@@ -21,7 +19,7 @@ from fedlib.data import open_prepared
 from tests.data_prep import raw
 from tests.data_prep.radiographs_raw import dicom, encoded
 from tests.data_prep.spoiled import SOURCES, zipped
-from tests.helpers import python, snapshot, started
+from tests.helpers import files_of_at_most, python, snapshot, started
 
 
 @pytest.fixture
@@ -66,11 +64,28 @@ def test_the_same_command_again_reads_nothing_and_leaves_the_set_alone(tmp_path,
     assert snapshot(tmp_path) == before
 
 
-def test_a_set_among_its_raw_files_is_none_of_them(tmp_path, prepare):
-    folder = SOURCES["class-folders"].make(tmp_path / "raw")
+@pytest.mark.parametrize("top", ["", "Dataset"], ids=["beside the classes", "beside their top folder"])
+def test_a_set_among_its_raw_files_is_none_of_them(tmp_path, prepare, top):
+    folder = tmp_path / "raw"
+    SOURCES["class-folders"].make(folder / top)
     for _ in range(2):
         assert prepare("class-folders", folder, folder / "prepared")[:2] == (0, [])
     assert open_prepared(folder / "prepared").classes == ["healthy", "ill"]
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["to a folder", "to nowhere yet"])
+def test_a_link_to_a_larger_disk_stays_one(tmp_path, prepare, there):
+    folder, disk, out = SOURCES["class-folders"].make(tmp_path / "raw"), tmp_path / "disk", tmp_path / "out"
+    disk.mkdir()
+    if there:
+        (disk / "set").mkdir()
+    out.symlink_to(disk / "set")
+    for more in ([], ["--overwrite", "--seed", "3"]):
+        assert prepare("class-folders", folder, out, *more)[:2] == (0, [])
+        assert out.is_symlink()
+        assert (disk / "set" / "manifest.json").exists()
+        assert open_prepared(out).fingerprint == open_prepared(disk / "set").fingerprint
+    assert {path.name for path in tmp_path.iterdir()} == {"raw", "disk", "out"}
 
 
 @pytest.mark.parametrize(("source", "n"), [("synthetic-cxr", 20), ("synthetic-cardiac", 3)])
@@ -191,21 +206,31 @@ def test_labels_renamed_in_dataset_json_are_read_anew(tmp_path, prepare):
 
 BAD_OPTIONS = [
     ("class-folders", ["--size", "15"], ["--size", "15", "16"]),
+    ("class-folders", ["--size", "5000"], ["--size", "5000", "16<=x<=4096"]),
     ("class-folders", ["--size", "16.5"], ["--size", "16.5", "integer"]),
     ("class-folders", ["--seed", "-1"], ["--seed", "-1", ">=0"]),
     ("class-folders", ["--near", "65"], ["--near", "65", "0<=x<=64"]),
-    ("class-folders", ["--jobs", "0"], ["--jobs", "0", ">=1"]),
+    ("class-folders", ["--jobs", "0"], ["--jobs", "0", "1<=x<=256"]),
+    ("class-folders", ["--jobs", "100000"], ["--jobs", "100000", "1<=x<=256"]),
     ("class-folders", ["--on-bad", "perhaps"], ["--on-bad", "perhaps", "stop", "skip"]),
     ("class-folders", ["--where", "mini=1"], ["--where mini=1", "manifest.csv"]),
+    ("class-folders", ["--where", ""], ["--where : ", "manifest.csv"]),
     ("class-folders", ["--spacing", "2,2,2"], ["--spacing"]),
     ("mmwhs", ["--size", "16,16"], ["--size 16,16", "expected 3 positive numbers"]),
     ("mmwhs", ["--size", "16,16,20"], ["--size 16,16,20", "expected multiples of 8"]),
     ("mmwhs", ["--size", "16,16,-8"], ["--size 16,16,-8", "expected 3 positive numbers"]),
+    ("mmwhs", ["--size", "8000,8000,8000"], ["--size 8000,8000,8000", "512000000000 voxels", "expected at most 67108864"]),
     ("mmwhs", ["--size", "16,16,inf"], ["--size 16,16,inf", "expected 3 positive numbers"]),
     ("mmwhs", ["--spacing", "2,2,0"], ["--spacing 2,2,0", "expected 3 positive numbers"]),
     ("mmwhs", ["--spacing", "two"], ["--spacing two", "expected 3 positive numbers"]),
     ("mmwhs", ["--spacing", ""], ["--spacing", "expected 3 positive numbers"]),
+    (
+        "mmwhs",
+        ["--spacing", "0.001,0.01,1"],
+        ["case_1_image.nii.gz", "0.001x0.01x1 mm", "expected at most", "larger --spacing"],
+    ),
     ("mmwhs", ["--window", "1"], ["--window 1", "expected 2 numbers"]),
+    ("mmwhs", ["--window", "-1e300,1e300"], ["--window -1e300,1e300", "expected 2 numbers"]),
     ("mmwhs", ["--window", "nan,1"], ["--window nan,1", "expected 2 numbers"]),
     ("mmwhs", ["--window", "440,-160"], ["--window 440,-160", "expected"]),
     ("mmwhs", ["--modality", "pet"], ["--modality", "pet", "ct", "mr"]),
@@ -326,16 +351,6 @@ def test_a_damaged_set_is_named_and_made_anew_when_asked(tmp_path, prepare):
         assert open_prepared(out).fingerprint == first
 
 
-@contextlib.contextmanager
-def largest_file(n):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("room", [0, 60, 200, 1000, 2000, 3100])
 @pytest.mark.parametrize("there", [False, True], ids=["new", "update"])
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, prepare, room, there):
@@ -345,7 +360,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, prepare,
         prepare("class-folders", folder, out)
         Image.fromarray(raw.picture(50)).save(folder / "healthy" / "healthy-0.png")
     before = snapshot(out)
-    with largest_file(room):
+    with files_of_at_most(room):
         code, said, _ = prepare("class-folders", folder, out, *more)
     assert (code, len(said)) == (2, 1), said
     assert said[0].startswith(f"error: --out {out}: cannot be written (File too large); expected a folder with room")

@@ -285,6 +285,19 @@ def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
     assert "cannot be listed (Permission denied)" in refused(folder)
 
 
+def test_a_folder_that_cannot_be_entered_is_refused(tmp_path, monkeypatch):
+    """Its files can be listed and no more: rights `r--`."""
+    folder, real = tree(tmp_path / "raw"), Path.resolve
+
+    def resolve(path, strict=False):
+        if path.parent.name == "x":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, strict)
+
+    monkeypatch.setattr(Path, "resolve", resolve)
+    assert f"{folder}/b/x: cannot be entered (Permission denied)" in refused(folder)
+
+
 def test_names_whose_numbers_are_equal_have_one_order_too(tmp_path):
     members = [("a/01.png", b"x"), ("a/1.png", b"x"), ("a/001.png", b"x")]
     one, two = (list(content(archive(tmp_path / f"{step}.zip", *members[::step]))) for step in (1, -1))

@@ -76,6 +76,10 @@ PICTURES = {
         lambda good: dicom(raw.picture(1), JPEGLSLossless, PixelData=encapsulated(b"none")),
         ["JPEG-LS Lossless", "expected", "pylibjpeg"],
     ),
+    "dicom_with_a_slope_of_nan": (
+        lambda good: dicom(raw.picture(1), RescaleSlope="1.5", RescaleIntercept="0").replace(b"1.5 ", b"nan "),
+        ["not finite", "rescaling", "expected numbers"],
+    ),
     "dicom_that_claims_a_bomb": (
         lambda good: dicom(raw.picture(1), Rows=60_000, Columns=60_000),
         ["60000 x 60000", "expected at most"],
@@ -246,6 +250,7 @@ IMAGES = {
     "two_axes": (lambda image: packed(image[..., 0]), ["(16, 16)", "expected a volume"]),
     "nan": (lambda image: packed(with_value(image, np.nan)), ["not finite", "NaN", "expected numbers"]),
     "infinite": (lambda image: packed(with_value(image, np.inf)), ["not finite", "expected numbers"]),
+    "infinite_by_its_slope": (lambda image: packed(image, scl_slope=1e38), ["not finite", "expected numbers"]),
     "complex_numbers": (lambda image: packed(image.astype(np.complex64)), ["complex", "expected real numbers"]),
     "colours": (lambda image: packed(coloured(image)), ["RGB", "expected real numbers"]),
     "no_spacing": (lambda image: packed(image, pixdim=[1, 0, 2, 2, 0, 0, 0, 0]), ["0x2x2 mm", "expected positive"]),
@@ -317,6 +322,14 @@ def heart_outside_the_crop(folder):
     for path, array in zip((IMAGE, LABEL), raw.heart(2), strict=True):
         (folder / path).write_bytes(packed(np.pad(array, [(0, 40)] * 3)))
     return folder, IMAGE, ["keeps 0 ml after crop", "expected a loss of at most 20 %"]
+
+
+@bad_case("mmwhs")
+def voxels_that_would_fill_the_memory(folder):
+    """Half a centimetre taken for five: resampled to 2 mm, a small file would be 4,000,000,000 voxels."""
+    for path, array in zip((IMAGE, LABEL), raw.heart(2), strict=True):
+        (folder / path).write_bytes(packed(np.pad(array, [(0, 48)] * 3), np.diag([49.0, 49, 49, 1])))
+    return folder, IMAGE, ["3.9e+09 voxels of 2x2x2 mm", "expected at most 6.7e+07", "--crop heart"]
 
 
 @bad_case("totalsegmentator")
@@ -512,6 +525,13 @@ def no_class(folder):
 
 
 @bad_input("class-folders")
+def zip_in_a_zip(folder):
+    with zipfile.ZipFile(folder.parent / "outer.zip", "w") as outer:
+        outer.write(zipped(folder), "x.zip")
+    return folder.parent / "outer.zip", ["outer.zip: 0 class folders with images", "expected at least 2"]
+
+
+@bad_input("class-folders")
 def splits_for_classes(folder):
     (folder / "ill").rename(folder / "train")
     return folder, ["train/", "a split where a class is expected", "expected one folder a class"]
@@ -550,6 +570,7 @@ MANIFESTS = {
     "other_code_page": ("file,class\nill/krank-ü.png,ill\n".encode("latin-1"), ["not a table", "UTF-8"]),
     "spreadsheet": (b"PK\3\4\0\xff\xfe", ["not a table", COLUMNS]),
     "zero_bytes_of_text": ("\0\0\0\0", ["no column class, file", COLUMNS]),
+    "column_twice": ("file,class, class\nill/ill-1.png,ill,ill\n", ["column class twice", COLUMNS]),
     "own_column": ("file,class,case\nill/ill-1.png,ill,1\n", ["column case", "rename"]),
     "missing_file": ("file,class\n%sill/gone.png,ill\n", ["lists ill/gone.png", "does not exist"]),
     "path_out_of_the_folder": ("file,class\n%s../secret.png,ill\n", ["lists ../secret.png", "does not exist"]),
@@ -781,8 +802,9 @@ def test_there_are_many_ways_to_spoil_an_input():
 
 
 def all_pictures(folder):
-    """Every spoiled image at once, beside the good ones."""
+    """Every spoiled image at once, beside the good ones; the EXIF of one of those is damaged, its picture is not."""
     good = (folder / ILL).read_bytes()
+    (folder / "ill" / "ill-1.png").write_bytes(encoded(GREY, "JPEG", exif=b"Exif\0\0II*\0" + b"\xff" * 44))
     for name, (change, _) in PICTURES.items():
         (folder / "ill" / f"{name}.png").write_bytes(change(good))
     return [f"ill/{name}.png" for name in PICTURES]

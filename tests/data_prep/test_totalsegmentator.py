@@ -96,7 +96,8 @@ def test_a_mask_that_no_case_has_stops(folder, lv):
 
 
 @pytest.mark.parametrize(
-    "table", [b"", b"image_id,age\ns0001,1", b"\xff\xfe;", b"image_id;age\na;1\na;2", b'image_id;a\n"x']
+    "table",
+    [b"", b"image_id,age\ns0001,1", b"\xff\xfe;", b"image_id;age\na;1\na;2", b'image_id;a\n"x', b"image_id;age\ns0001;1;2"],
 )
 def test_a_bad_meta_csv_stops(folder, table):
     (folder / "meta.csv").write_bytes(table)

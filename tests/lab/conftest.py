@@ -40,6 +40,7 @@ class Lab:
         environment = os.environ | own | {"PYTHONPATH": str(ROOT)}  # as if the notebooks lay in the repository
         command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0"]
         command += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={self.folder}", "--allow-root"]
+        command += ["--LanguageServerManager.autodetect=False"]  # looking for them takes seconds
         self.process = subprocess.Popen(
             command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         )
@@ -90,10 +91,10 @@ class Opened:
     def __init__(self, chromium, lab: Lab, name: str):
         self.asked, self.lab = [], lab
         self.context = chromium.new_context(viewport={"width": 1400, "height": 1000})
-        self.context.set_default_timeout(60_000)
+        self.context.set_default_timeout(PATIENCE)
         self.context.route("**/*", self._only_the_lab)
         self.page = self.context.new_page()
-        self.page.goto(f"{lab.url}lab/workspaces/{Path(name).stem}/tree/{name}?reset&token={lab.token}")
+        self.page.goto(f"{lab.url}lab/workspaces/{Path(name).stem}/tree/{name}?reset&token={lab.token}", wait_until="commit")
         self.page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
 
     def _only_the_lab(self, route) -> None:

@@ -8,9 +8,12 @@ import nbformat
 import pytest
 from papermill.translators import PythonTranslator
 
+from data_prep import quality
+from data_prep.sources import prepare_class_folders
 from fedlib.config import StudyConfig, UserError
 from fedlib.runs import RunStore
 from fedlib.study import NOTEBOOKS
+from tests.data_prep import raw
 from tests.helpers import python
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
@@ -197,6 +200,17 @@ def test_a_bad_value_stops_before_anything_is_made(tmp_path, name, value):
     assert name in last_line(done)
     assert str(value) in last_line(done)
     assert not (folder / "study").exists()
+
+
+@pytest.mark.slow
+def test_01_shows_why_a_case_was_rejected_to_the_last_word(tmp_path):
+    folder = raw.class_folders(tmp_path / "raw")
+    (folder / "ill" / "ill-3.png").write_text("see the archive")
+    data = prepare_class_folders(folder, tmp_path / "set", 16, on_bad="skip")
+    parameters = ("task", "classification", "data_dir", data.folder, "client_counts", 2)
+    done, _ = papermill("01_data_preparation", tmp_path / "alone", *parameters)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert quality.listed(data, "qc")["reason"][0] in (tmp_path / "alone" / "01_data_preparation.ipynb").read_text()
 
 
 @pytest.mark.slow
