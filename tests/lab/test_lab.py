@@ -19,12 +19,15 @@ pytestmark = pytest.mark.slow
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 WIDGETS = {
     "01": ["widgets.viewer(data)", "widgets.partition_explorer(data, study)"],
-    "02": ["widgets.viewer(data, data.split('test')[:4], {'centralized': predict(run, data, data.split('test')[:4])})"],
+    "02": ["widgets.viewer(data, test, {'centralized': experiment.predict(runs[0], data, test)})"],
     "03": ["widgets.round_player(runs)"],
     "04": ["widgets.result_explorer(table)", "widgets.training_monitor(study.runs(data.fingerprint), store)"],
 }
 """Every widget is somewhere; where a notebook itself does not show one, its copy gets a cell with it."""
+HELPERS = "from fedlib import experiment, widgets\ntest = data.split('test')[:3]"
 PICTURES = ".jp-OutputArea-output .widget-vbox:has(> .widget-html svg)"
+CONTROLS = (".noUi-handle", ".widget-toggle-buttons button:not(.mod-active)")
+"""What is moved: the first slider, or where there is none the first choice that is not taken."""
 MOVES = 30
 
 
@@ -35,16 +38,16 @@ def copied(lab, name, task, out_dir):
     cell.source += f"\ntask, profile, out_dir = {task!r}, 'smoke', {str(out_dir)!r}"
     text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "code")
     missing = [code for code in WIDGETS.get(name[:2], []) if code.partition("(")[0] not in text]
-    book.cells += [new_code_cell(source) for source in ["from fedlib import widgets", *missing] if missing]
+    book.cells += [new_code_cell(source) for source in [HELPERS, *missing] if missing]
     nbformat.write(book, lab.folder / f"{name}-{task}.ipynb")
     return f"{name}-{task}.ipynb"
 
 
 def move(page, n):
-    """Press an arrow key in the first slider, toggle or list of the n-th widget; milliseconds until its picture changed."""
+    """Press a key in the first slider or choice of the n-th widget; milliseconds until its picture changed."""
     box = page.locator(PICTURES).nth(n)
     box.scroll_into_view_if_needed()
-    handle = box.locator(".noUi-handle, .widget-toggle-buttons button, select").first
+    handle = next(found.first for kind in CONTROLS if (found := box.locator(kind)).count())
     handle.focus()
     page.evaluate(
         """([selector, n]) => {
@@ -56,13 +59,10 @@ def move(page, n):
         }""",
         [PICTURES, n],
     )
-    if "noUi-handle" in handle.get_attribute("class"):
+    if handle.get_attribute("aria-valuenow"):
         at, top = (float(handle.get_attribute(f"aria-{name}")) for name in ("valuenow", "valuemax"))
         page.keyboard.press("ArrowRight" if at < top else "ArrowLeft")
-    elif handle.evaluate("one => one.tagName") == "SELECT":
-        page.keyboard.press("ArrowDown")
     else:
-        handle.evaluate("one => one.nextElementSibling.focus()")
         page.keyboard.press("Enter")
     return page.evaluate("window.changed")
 
