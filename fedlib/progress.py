@@ -1,9 +1,10 @@
 """How far training is and how long it will take, told from the run folders, so that it works whatever engine trains.
 
-In JupyterLab a bar with a Stop button; under papermill and in a terminal plain lines, not more often than EVERY seconds.
+In JupyterLab a bar; under papermill and in a terminal plain lines, not more often than EVERY seconds. Training is stopped as
+any cell is, by the square in the toolbar or Ctrl-C: what is finished stays, and the same call goes on from there. A button of
+our own would be heard too late: a kernel hands clicks to the thread that trains.
 """
 
-import _thread
 import sys
 import threading
 import time
@@ -158,9 +159,12 @@ def _plain(watch: Watch) -> tuple[Callable[[Look], None], Callable[[], None]]:
 
 
 def _live(watch: Watch) -> tuple[Callable[[Look], None], Callable[[], None]]:
+    import ipywidgets
     from IPython.display import display
 
-    box, show = bar(watch.look(), "Stop", "as interrupting the kernel: the cell run again goes on from here", stop_training)
+    progress, show = bar(watch.look())
+    hint = ipywidgets.HTML("<small>\u25a0 in the toolbar stops it; run the cell again to go on from there.</small>")
+    box = ipywidgets.VBox([progress, hint])
     handle = display(box, display_id=True)
 
     def close() -> None:
@@ -170,29 +174,17 @@ def _live(watch: Watch) -> tuple[Callable[[Look], None], Callable[[], None]]:
     return show, close
 
 
-def stop_training() -> None:
-    """Interrupt the main thread as Ctrl-C does. With nothing running there, a kernel does not listen."""
-    _thread.interrupt_main()
-
-
-def bar(look: Look, verb: str, hint: str, stop: Callable[[], None]) -> tuple[Any, Callable[[Look], None]]:
-    """A widget (progress, words, a button) and the function that brings it up to date."""
+def bar(look: Look) -> tuple[Any, Callable[[Look], None]]:
+    """A widget (a bar and the words of a look) and the function that brings it up to date."""
     import ipywidgets  # here: half a second that only a live notebook needs
 
-    progress = ipywidgets.FloatProgress(value=look.share, max=1.0)
-    words, button = ipywidgets.HTML(), ipywidgets.Button(description=verb, tooltip=hint, icon="stop")
+    progress, words = ipywidgets.FloatProgress(max=1.0), ipywidgets.HTML()
 
     def show(look: Look) -> None:
         progress.value, words.value = look.share, f'<span role="status">{escape(str(look))}</span>'
-        button.disabled = button.disabled or look.over
 
-    def clicked(_: object) -> None:
-        button.disabled = True
-        stop()
-
-    button.on_click(clicked)
     show(look)
-    return ipywidgets.HBox([progress, button, words], layout=ipywidgets.Layout(flex_flow="row wrap")), show
+    return ipywidgets.VBox([progress, words]), show
 
 
 class Monitor:
@@ -203,10 +195,18 @@ class Monitor:
 
     def live(self) -> Any:
         """The widget; a thread brings it up to date until all runs are done or it is told to stop watching."""
-        hint = "the runs go on"
-        box, show = bar(self.watch.look(), "Stop watching", hint, self.finished.set)
+        import ipywidgets
+
+        box, show = bar(self.watch.look())
+        button = ipywidgets.Button(description="Stop watching", tooltip="the runs go on")
+
+        def stop(_: object) -> None:
+            self.finished.set()
+            button.disabled = True
+
+        button.on_click(stop)
         threading.Thread(target=_repeat, args=(self.watch, show, self.finished), daemon=True).start()
-        return box
+        return ipywidgets.VBox([box, button])
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
         still = {"text/html": f"<p>{escape(str(self))}</p>", "text/plain": str(self)}

@@ -1,6 +1,5 @@
 """How far training is: told from the run folders, in plain lines where nobody watches."""
 
-import json
 import re
 
 import pytest
@@ -98,38 +97,22 @@ def test_training_says_how_long_and_reading_says_nothing(images, tmp_path, capsy
     assert re.fullmatch(r"\[1/1\] \S+: read from the run store, .*\n", capsys.readouterr().out)
 
 
-def test_the_bar_stops_once_and_follows(plan, tmp_path):
-    stopped = []
+def test_the_bar_follows(plan, tmp_path):
     watch = progress.Watch(plan, RunStore(tmp_path))
-    box, show = progress.bar(watch.look(), "Stop", "why", lambda: stopped.append(1))
-    shown, button, words = box.children
+    box, show = progress.bar(watch.look())
+    shown, words = box.children
     turns(watch.store, plan[0], 4)
     show(watch.look())
     assert shown.value == pytest.approx(0.33)
     assert "testing" in words.value
+
+
+def test_a_monitor_stops_watching_when_told(plan, tmp_path):
+    monitor = progress.Monitor(plan, RunStore(tmp_path))
+    button = monitor.live().children[-1]
     button.click()
-    assert stopped == [1]
+    assert monitor.finished.is_set()
     assert button.disabled
-
-
-def test_stop_leaves_a_run_that_goes_on(images, tmp_path, monkeypatch):
-    store, config = RunStore(tmp_path), run_config(images, "centralized", rounds=3)
-    train, calls = experiment.train_round, []
-
-    def clicked_in_round_two(*given, **more):
-        calls.append(given[-1])
-        if given[-1] == 2 and len(calls) == 2:
-            progress.stop_training()
-        return train(*given, **more)
-
-    monkeypatch.setattr(experiment, "train_round", clicked_in_round_two)
-    with pytest.raises(KeyboardInterrupt):
-        experiment.run_all([config], images, store, report=str)
-    status = json.loads((store.folder / config.run_id / "status.json").read_text())
-    assert status["state"] == "queued"
-    (run,) = experiment.run_all([config], images, store, report=str)
-    assert calls == [1, 2, 2, 3]
-    assert run.done
 
 
 def test_a_monitor_of_runs_elsewhere_is_a_sentence_without_a_front_end(plan, tmp_path):

@@ -6,9 +6,8 @@ A live output carries the twin too, so that a notebook saved in JupyterLab can b
 """
 
 import itertools
-import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +54,6 @@ class Explorer:
     """The twin's controls: label -> option -> what it changes in `start`. The last one is the slider."""
     note: str = ""
     """What a reader should know of all pictures."""
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def twin(self) -> str:
         """The self-contained HTML: works from a disk, without a kernel and without a network."""
@@ -100,8 +98,7 @@ class Explorer:
         picture, caption, below = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
 
         def show(_: object = None) -> None:
-            with self._lock:  # JupyterLab calls from a thread of its own, so that sliders move while a cell trains
-                shown = self.draw(**{name: controls[name].value for name in self.start})
+            shown = self.draw(**{name: controls[name].value for name in self.start})
             picture.value, below.value = shown.picture, shown.below
             caption.value = f'<span aria-live="polite">{escape(shown.caption)}</span>'
 

@@ -95,7 +95,9 @@ class Opened:
         self.context.route("**/*", self._only_the_lab)
         self.page = self.context.new_page()
         self.page.goto(f"{lab.url}lab/workspaces/{Path(name).stem}/tree/{name}?reset&token={lab.token}", wait_until="commit")
-        self.page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+        self.page.locator(
+            "#jp-main-statusbar", has_text="| Idle"
+        ).wait_for()  # what is asked of a kernel that starts is lost
 
     def _only_the_lab(self, route) -> None:
         inside = route.request.url.startswith((self.lab.url, "data:", "blob:"))

@@ -111,19 +111,25 @@ configs = study.runs(data.fingerprint, ("centralized",))
 """
 
 
-def test_stop_interrupts_training_and_the_cell_goes_on_later(lab, opened, tmp_path):
+def test_training_tells_the_time_left_and_interrupted_goes_on_later(lab, opened, tmp_path):
     cells = [TRAINING.replace("OUT", repr(str(tmp_path / "study"))), "runs = run_all(configs, data, store)"]
-    nbformat.write(new_notebook(cells=[new_code_cell(source) for source in cells]), lab.folder / "stop.ipynb")
+    book = new_notebook(cells=[new_code_cell(source) for source in cells])
+    book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(book, lab.folder / "stop.ipynb")
     tab = opened("stop.ipynb")
     tab.run_all()
     words = tab.page.locator("[role=status]", has_text="turn 2")
     words.wait_for(timeout=120_000)
     assert "left" in words.inner_text()
     tab.page.screenshot(path=tmp_path / "training.png")
-    tab.page.locator("button", has_text="Stop").click()
+    tab.page.locator('[data-command="notebook:interrupt-kernel"]').first.click()
     tab.wait()
     (error,) = tab.errors()
     assert "KeyboardInterrupt" in error
     (status,) = (tmp_path / "study" / "runs").glob("*/status.json")
     assert json.loads(status.read_text())["state"] == "queued"
     assert tab.page.locator(".jp-OutputArea-output", has_text="0 of 1 runs done").count() == 1, "what the bar said last"
+    tab.run_all()
+    tab.page.locator(".jp-OutputArea-output", has_text="[1/1]").wait_for()
+    assert tab.errors() == []
+    assert json.loads(status.read_text())["state"] == "done"
