@@ -1,8 +1,8 @@
 """How far training is and how long it will take, told from the run folders, so that it works whatever engine trains.
 
 In JupyterLab a bar; under papermill and in a terminal plain lines, not more often than EVERY seconds. Training is stopped as
-any cell is, by the square in the toolbar or Ctrl-C: what is finished stays, and the same call goes on from there. A button of
-our own would be heard too late: a kernel hands clicks to the thread that trains.
+any cell is, by the square in the toolbar or Ctrl-C: what is finished stays, and the same call goes on from there. A button
+of our own would be heard too late: a kernel hands clicks to the thread that trains.
 """
 
 import sys
@@ -198,7 +198,7 @@ class Monitor:
         import ipywidgets
 
         box, show = bar(self.watch.look())
-        button = ipywidgets.Button(description="Stop watching", tooltip="the runs go on")
+        button = ipywidgets.Button(description="Stop watching", tooltip="the runs go on", disabled=self.watch.look().over)
 
         def stop(_: object) -> None:
             self.finished.set()

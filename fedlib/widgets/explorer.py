@@ -99,15 +99,18 @@ class Explorer:
 
         def show(_: object = None) -> None:
             shown = self.draw(**{name: controls[name].value for name in self.start})
-            picture.value, below.value = shown.picture, shown.below
+            picture.value = shown.picture
+            below.value = f'<div class="jp-RenderedHTMLCommon">{shown.below}</div>'  # a table as outputs have it
             caption.value = f'<span aria-live="polite">{escape(shown.caption)}</span>'
 
         for name in self.start:
             controls[name].observe(show, "value")
+            controls[name].style.description_width = "initial"  # no name is cut
         show()
         note = [ipywidgets.HTML(f"<small>{escape(self.note)}</small>")] if self.note else []
         row = ipywidgets.HBox(list(controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
-        return ipywidgets.VBox([row, picture, caption, below, *note])
+        box = ipywidgets.VBox([row, picture, caption, below, *note])
+        return box.add_class("explorer")
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
         still = {"text/html": self.twin(), "text/plain": repr(self)}

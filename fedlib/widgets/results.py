@@ -42,9 +42,10 @@ def result_explorer(table: pd.DataFrame) -> Explorer:
     def controls() -> dict[str, Any]:
         import ipywidgets
 
+        wide = {"button_width": "initial"}
         return {
-            "metric": ipywidgets.ToggleButtons(options=metrics, description="metric"),
-            "show": ipywidgets.ToggleButtons(options=shows, description="show"),
+            "metric": ipywidgets.ToggleButtons(options=metrics, description="metric", style=wide),
+            "show": ipywidgets.ToggleButtons(options=shows, description="show", style=wide),
             "mode": ipywidgets.Dropdown(options=modes, description="mode"),
             "partition": ipywidgets.Dropdown(options=kinds, description="partition"),
         }

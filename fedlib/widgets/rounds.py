@@ -60,6 +60,7 @@ class _Told:
         task = tasks.get(config.task)
         self.metrics, self.rows = task.PRIMARY, {}
         dealt = "" if config.mode == "centralized" else f", {config.n_clients} clients, {config.partition}"
+        self.ticks = {n: str(n) for n in range(1, self.last + 1, -(-self.last // 10))}
         self.name = f"{config.mode}{dealt}, seed {config.seed}"
         if "absent" not in self.clients:
             self.clients["absent"] = np.nan
@@ -76,7 +77,9 @@ class _Told:
 
     def _scores(self, number: int) -> svg.Chart:
         low = float(min(self.rounds[metric].min() for metric in self.metrics))
-        chart = svg.Chart((0.5, self.last + 0.5), (max(0.0, low - 0.05), 1.0), "score", "round", "validation score")
+        chart = svg.Chart(
+            (0.5, self.last + 0.5), (max(0.0, low - 0.05), 1.0), "score", "round", "validation score", self.ticks
+        )
         past = self.rounds[self.rounds["round"] <= number]
         for metric, colour, dashes in zip(self.metrics, svg.SERIES, svg.DASHES, strict=False):
             points = list(zip(past["round"], past[metric], strict=True))
@@ -89,7 +92,7 @@ class _Told:
     def _losses(self, number: int) -> svg.Chart:
         """A line for each client, ending in its number."""
         top = 1.05 * float(self.here["loss"].max())
-        chart = svg.Chart((0.5, self.last + 1), (0, top), "loss of each client", "round", "training loss")
+        chart = svg.Chart((0.5, self.last + 1), (0, top), "loss of each client", "round", "training loss", self.ticks)
         ends = {}
         for client, own in self.here[self.here["round"] <= number].groupby("client"):
             points = list(zip(own["round"], own["loss"], strict=True))

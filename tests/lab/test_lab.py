@@ -25,7 +25,7 @@ WIDGETS = {
 }
 """Every widget is somewhere; where a notebook itself does not show one, its copy gets a cell with it."""
 HELPERS = "from fedlib import experiment, widgets\ntest = data.split('test')[:3]"
-PICTURES = ".jp-OutputArea-output .widget-vbox:has(> .widget-html svg)"
+PICTURES = ".jp-OutputArea-output .widget-vbox.explorer"
 CONTROLS = (".noUi-handle", ".widget-toggle-buttons button:not(.mod-active)")
 """What is moved: the first slider, or where there is none the first choice that is not taken."""
 MOVES = 30
@@ -83,6 +83,7 @@ def test_a_notebook_runs_and_its_widgets_move(lab, opened, tmp_path, name, task)
     count = tab.page.locator(PICTURES).count()
     assert count >= sum("monitor" not in code for code in WIDGETS.get(name[:2], []))
     for n in range(count):
+        assert tab.page.locator(PICTURES).nth(n).locator("svg[role=img]").count() == 1
         move(tab.page, n)
         tab.page.locator(PICTURES).nth(n).screenshot(path=tmp_path / f"{name}-{task}-{n}.png")
     tab.page.screenshot(path=tmp_path / f"{name}-{task}.png")
