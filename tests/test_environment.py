@@ -14,7 +14,7 @@ from tests.helpers import python
 FLOORS = [
     *("config", "data", "runs", "partition", "tasks", "training", "strategies", "privacy", "client", "federation"),
     *("guard", "certificates", "deployment", "engines", "progress", "experiment", "flower_app"),
-    *("statistics", "stills", "plots", "widgets", "lessons", "exercises", "machine"),
+    *("statistics", "plots", "widgets", "lessons", "exercises", "machine"),
     *("checklist", "findings", "pages", "report", "study", "cli"),
 ]
 MODULES = sorted([*(ROOT / "fedlib").glob("*.py"), *(ROOT / "fedlib").glob("*/*.py")])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedlib import experiment, partition, statistics, widgets
+from fedlib import experiment, partition, plots, statistics, widgets
 from fedlib.config import StudyConfig
 from fedlib.runs import RunStore
 from tests.helpers import python, run_config
@@ -261,6 +261,20 @@ def test_results_are_those_of_the_table(runs, data):
     (title,) = titles(local)
     assert title.startswith("local, 2 clients, balanced")
     assert "verdict" in local.below
+    dashes = [line.get("stroke-dasharray") for line in drawn(local).iter(f"{SVG}polyline")]
+    assert [dashes.count(kind) for kind in ("4 4", "1 4")] == [1, 2], "no difference, and the margin on both sides"
+
+
+def test_the_worst_cases_come_first(runs, data):
+    run = runs[data.task][0]
+    rows = plots.worst_first(run, data)
+    assert sorted(rows) == sorted(data.split("test"))
+    cases = run.cases.set_index("case").loc[data.cases["case"].iloc[rows]]
+    if data.task == "classification":
+        scores = [case[f"p_{case['truth']}"] for _, case in cases.iterrows()]
+    else:
+        scores = list(cases[["dice_LV", "dice_Myo"]].mean(axis=1))
+    assert scores == sorted(scores)
 
 
 def test_nothing_to_show_is_an_error_in_words(runs):

@@ -60,11 +60,14 @@ def result_explorer(table: pd.DataFrame) -> Explorer:
 
 
 def _forest(arms: pd.DataFrame, metric: str, what: str, columns: tuple[str, str, str]) -> Shown:
-    """An arm a line: its estimate, its 95% interval; the centralized one, or no difference, as the line to compare with."""
+    """An arm a line: its estimate, its 95% interval; dashed the centralized one or no difference, dotted the margins."""
     values, n = arms[list(columns)].astype(float), len(arms)
-    central = arms.loc[arms["mode"] == "centralized", "value"].tolist()
-    reference = 0.0 if columns != SHOWS["score"] else next(iter(central), None)
-    ends = [*values.min(), *values.max(), *([reference] if reference is not None else [])]
+    if columns == SHOWS["score"]:
+        lines = dict.fromkeys(arms.loc[arms["mode"] == "centralized", "value"], "4 4")
+    else:
+        margin = arms["margin"].max()
+        lines = {0.0: "4 4", -margin: "1 4", margin: "1 4"}
+    ends = [*values.min(), *values.max(), *lines]
     low, high = min(ends), max(ends)
     room = 0.05 * (high - low) or 0.05
     names = [_name(arm) for arm in arms.itertuples()]
@@ -74,8 +77,8 @@ def _forest(arms: pd.DataFrame, metric: str, what: str, columns: tuple[str, str,
     chart = svg.Chart(
         (low - room, high + room), (0.4, n + 0.6), title, what.partition(",")[0], "", None, ticks, size=size, left=220
     )
-    if reference is not None:
-        chart.line([(reference, 0.4), (reference, n + 0.6)], "currentColor", "4 4", 1)
+    for x, dashes in lines.items():
+        chart.line([(x, 0.4), (x, n + 0.6)], "currentColor", dashes, 1)
     for y, mode, row in zip(ticks, arms["mode"], values.to_numpy(), strict=True):
         value, begin, end = row
         says = f"{ticks[y]}: {value:.3f} [{begin:.3f}, {end:.3f}]"
