@@ -225,8 +225,18 @@ def test_a_round_shows_what_the_tables_say(runs, data):
     assert len(titles(player.draw(run=0, round=2))) == len(titles(shown))
 
 
-def test_the_player_says_what_a_run_does_not_keep(runs):
-    assert "predictions" in widgets.round_player(runs["classification"]).twin()
+def test_predictions_are_played_where_there_is_one_model(runs, data):
+    player, federated = widgets.round_player(runs[data.task]), runs[data.task][2]
+    shown = player.draw(run=2, round=1)
+    cases = federated.validation.query("round == 1")
+    if data.task == "classification":
+        right = {f"{name}: {(own['prediction'] == name).sum()} of {len(own)} right" for name, own in cases.groupby("truth")}
+        assert right <= set(titles(shown))
+        wrong = [title for title in titles(shown) if "taken for" in title or "none wrong" in title]
+        assert len(wrong) == cases["truth"].nunique()
+    else:
+        assert {f"volume 1, DSC, myocardium: {cases['dice_Myo'].iloc[0]:.3f}"} <= set(titles(shown))
+    assert len(titles(player.draw(run=0, round=1))) < len(titles(shown)), "centralized: no average"
 
 
 def test_a_client_that_was_absent_is_called_that(images, tmp_path):

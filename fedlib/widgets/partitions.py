@@ -86,7 +86,7 @@ def _bars(data: PreparedSet, dealt: list[np.ndarray], title: str) -> Shown:
     missing = [f"client {client} has no {shown[number]}" for client, row in enumerate(counts, 1)
                for number in np.flatnonzero(row == 0)]  # fmt: skip
     told += f"; {'; '.join(missing)}" if missing else ""
-    return Shown(svg.side_by_side([chart], told), told)
+    return Shown(svg.together([chart], told), told)
 
 
 def _controls(start: dict[str, Any], kinds: list[str], columns: list[str]) -> dict[str, Any]:

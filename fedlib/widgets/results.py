@@ -87,7 +87,7 @@ def _forest(arms: pd.DataFrame, metric: str, what: str, columns: tuple[str, str,
         chart.dot(value, y, COLOURS[mode], says, hollow=mode == "local")
     told = "; ".join(f"{name} {value:.3f}" for name, value in zip(names, values[columns[0]], strict=True))
     caption = f"Test {tasks.NAMES[metric]}, {what}: {n} arms."
-    return Shown(svg.side_by_side([chart], f"{caption} {told}"), caption, _table(arms, names, list(columns)))
+    return Shown(svg.together([chart], f"{caption} {told}"), caption, _table(arms, names, list(columns)))
 
 
 def _name(arm: Any) -> str:

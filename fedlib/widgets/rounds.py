@@ -1,4 +1,4 @@
-"""A run played round by round, from what its folder keeps: scores, losses, and the weight of each client."""
+"""A run played round by round, from what its folder keeps: scores, losses, the weight of each client, predictions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,16 +12,16 @@ from fedlib.widgets import svg
 from fedlib.widgets.explorer import Explorer, Shown
 
 NOTE = (
-    "From rounds.csv and clients.csv. A run keeps its weights and its predictions after the last round only, so those of "
-    "earlier rounds cannot be shown."
+    "From rounds.csv, clients.csv and validation.csv. The last holds what the averaged model of each round said of the "
+    "validation cases; a run without such a model has no predictions to play."
 )
 BLUE, ORANGE, *_ = svg.SERIES
 MOST_STILLS = 24
 
 
 def round_player(runs: Run | Sequence[Run]) -> Explorer:
-    """Play the rounds of finished runs: the validation score so far, each client's training loss, and each client's share
-    of the round's cases, which is its weight in FedAvg.
+    """Play the rounds of finished runs: the validation score so far, each client's training loss, each client's share of the
+    round's cases, which is its weight in FedAvg, and what the average of the round says of the validation cases.
 
     Raises ValueError when there is no run.
     """
@@ -55,7 +55,7 @@ class _Told:
     """The tables of a run, read once, and how they look after each round."""
 
     def __init__(self, run: Run):
-        config, self.rounds, self.clients = run.config, run.rounds, run.clients
+        config, self.rounds, self.clients, self.validation = run.config, run.rounds, run.clients, run.validation
         self.last, self.n_clients, self.mode = int(self.rounds["round"].max()), config.n_clients, config.mode
         task = tasks.get(config.task)
         self.metrics, self.rows = task.PRIMARY, {}
@@ -67,13 +67,13 @@ class _Told:
         self.here = self.clients[self.clients["absent"].isna()]
 
     def after(self, number: int) -> Shown:
-        charts = [self._scores(number), self._losses(number), self._weights(number)]
+        charts = [self._scores(number), self._losses(number), self._weights(number), *self._predictions(number)]
         now = self.rounds[self.rounds["round"] == number].iloc[0]
         words = ", ".join(f"{tasks.NAMES[metric]} {now[metric]:.3f}" for metric in self.metrics)
         losses = self.here[self.here["round"] == number].set_index("client")["loss"]
         words = f"{self.name}, round {number} of {self.last}: validation {words}; training loss {losses.min():.2f}"
         words += f" (client {losses.idxmin() + 1}) to {losses.max():.2f} (client {losses.idxmax() + 1})"
-        return Shown(svg.side_by_side(charts, words), words)
+        return Shown(svg.together(charts, words), words)
 
     def _scores(self, number: int) -> svg.Chart:
         low = float(min(self.rounds[metric].min() for metric in self.metrics))
@@ -116,5 +116,38 @@ class _Told:
                 chart.words(client, 0, "absent")
         return chart
 
+    def _predictions(self, number: int) -> list[svg.Chart]:
+        """The validation cases: of each class the share that is told, or the DSC of each volume."""
+        if self.validation is None:
+            return []
+        cases = self.validation[self.validation["round"] == number]
+        return [_by_class(cases) if "truth" in cases else _overlaps(cases, self.metrics)]
+
     def _largest(self) -> float:
         return (self.clients["n"] / self.clients.groupby("round")["n"].transform("sum")).max()
+
+
+def _by_class(cases: pd.DataFrame) -> svg.Chart:
+    """A bar for each true class: told right, and above it what was taken for another class."""
+    classes = sorted(cases["truth"].unique())
+    ticks = {n: name.replace("_", " ").partition(" ")[0] for n, name in enumerate(classes, 1)}
+    chart = svg.Chart((0.4, len(classes) + 0.6), (0, 1.2), "predictions", "true class of validation cases", "share", ticks)
+    for x, name in enumerate(classes, 1):
+        said = cases.loc[cases["truth"] == name, "prediction"].value_counts()
+        n, right = said.sum(), said.get(name, 0)
+        wrong = ", ".join(f"{count} taken for {other}" for other, count in said.items() if other != name)
+        chart.bar(x, 0, right / n, 0.8, BLUE, f"{name}: {right} of {n} right")
+        chart.bar(x, right / n, 1, 0.8, ORANGE, f"{name}: {wrong or 'none wrong'}")
+    chart.key({"right": BLUE, "wrong": ORANGE})
+    return chart
+
+
+def _overlaps(cases: pd.DataFrame, metrics: Sequence[str]) -> svg.Chart:
+    """A column of dots for each volume: the DSC of its structures."""
+    ticks = {n: str(n) for n in range(1, len(cases) + 1, -(-len(cases) // 10))}
+    chart = svg.Chart((0.4, len(cases) + 0.6), (0, 1.2), "predictions", "validation volume", "DSC", ticks)
+    for metric, colour in zip(metrics, svg.SERIES, strict=False):
+        for x, value in enumerate(cases[metric], 1):
+            chart.dot(x, value, colour, f"volume {x}, {tasks.NAMES[metric]}: {value:.3f}")
+    chart.key({tasks.NAMES[metric]: colour for metric, colour in zip(metrics, svg.SERIES, strict=False)})
+    return chart

@@ -116,13 +116,14 @@ class Chart:
         return f'<line x1="{x0}" y1="{y0}" x2="{x1}" y2="{y1}" stroke="{colour}" {more}/>'
 
 
-def side_by_side(charts: Sequence[Chart], alt: str) -> str:
-    """Charts in a row as one `<svg>`; `alt` is what a screen reader says in its place."""
-    inside, x = "", 0
-    for chart in charts:
-        inside += f'<g transform="translate({x} 0)">{"".join(chart.marks)}</g>'
-        x += chart.size[0] + 10
-    return _svg(inside, x - 10, max(chart.size[1] for chart in charts), alt)
+def together(charts: Sequence[Chart], alt: str, columns: int = 2) -> str:
+    """Charts in rows of `columns` as one `<svg>`; `alt` is what a screen reader says in their place."""
+    inside, width, height = "", max(chart.size[0] for chart in charts) + 10, max(chart.size[1] for chart in charts) + 10
+    for number, chart in enumerate(charts):
+        x, y = width * (number % columns), height * (number // columns)
+        inside += f'<g transform="translate({x} {y})">{"".join(chart.marks)}</g>'
+    across, down = min(columns, len(charts)), -(-len(charts) // columns)
+    return _svg(inside, width * across - 10, height * down - 10, alt)
 
 
 def image(
