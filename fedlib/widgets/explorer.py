@@ -106,9 +106,11 @@ class Explorer:
         for name in self.start:
             controls[name].observe(show, "value")
             controls[name].style.description_width = "initial"  # no name is cut
+            if isinstance(controls[name], ipywidgets.Dropdown):
+                controls[name].layout.width = "max-content"  # nor what is chosen
         show()
         note = [ipywidgets.HTML(f"<small>{escape(self.note)}</small>")] if self.note else []
-        row = ipywidgets.HBox(list(controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
+        row = ipywidgets.HBox(list(controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap", grid_gap="0 1.5em"))
         box = ipywidgets.VBox([row, picture, caption, below, *note])
         return box.add_class("explorer")
 

@@ -15,7 +15,7 @@ NOTE = (
     "From rounds.csv, clients.csv and validation.csv. The last holds what the averaged model of each round said of the "
     "validation cases; a run without such a model has no predictions to play."
 )
-BLUE, ORANGE, *_ = svg.SERIES
+BLUE, ORANGE, GREEN, _ = svg.SERIES
 MOST_STILLS = 24
 
 
@@ -111,7 +111,7 @@ class _Told:
         chart = svg.Chart((0.4, self.n_clients + 0.6), (0, 1.1 * float(self._largest())), title, "client", "share", ticks)
         for client, part, absent in zip(now["client"] + 1, share, now["absent"], strict=True):
             if pd.isna(absent):
-                chart.bar(client, 0, part, 0.8, ORANGE, f"client {client}: {part:.3f}")
+                chart.bar(client, 0, part, 0.8, GREEN, f"client {client}: {part:.3f}")
             else:
                 chart.words(client, 0, "absent")
         return chart
@@ -149,5 +149,5 @@ def _overlaps(cases: pd.DataFrame, metrics: Sequence[str]) -> svg.Chart:
     for metric, colour in zip(metrics, svg.SERIES, strict=False):
         for x, value in enumerate(cases[metric], 1):
             chart.dot(x, value, colour, f"volume {x}, {tasks.NAMES[metric]}: {value:.3f}")
-    chart.key({tasks.NAMES[metric]: colour for metric, colour in zip(metrics, svg.SERIES, strict=False)})
+    chart.key({metric.partition("_")[2]: colour for metric, colour in zip(metrics, svg.SERIES, strict=False)})
     return chart

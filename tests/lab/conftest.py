@@ -128,6 +128,13 @@ class Opened:
         red = '[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"]'
         return self.page.locator(red).all_inner_texts()
 
+    def picture(self, path: Path) -> None:
+        """A picture of the whole notebook, for somebody to look at; a browser takes 16,384 pixels at most."""
+        height = self.page.locator(".jp-WindowedPanel-inner").first.bounding_box()["height"]
+        self.page.set_viewport_size({"width": 1400, "height": min(16_000, int(height) + 200)})
+        self.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
+        self.page.screenshot(path=path)
+
     def close(self) -> None:
         self.context.close()
         for session in json.loads(self.lab.ask("api/sessions")):

@@ -86,7 +86,7 @@ def test_a_notebook_runs_and_its_widgets_move(lab, opened, tmp_path, name, task)
         assert tab.page.locator(PICTURES).nth(n).locator("svg[role=img]").count() == 1
         move(tab.page, n)
         tab.page.locator(PICTURES).nth(n).screenshot(path=tmp_path / f"{name}-{task}-{n}.png")
-    tab.page.screenshot(path=tmp_path / f"{name}-{task}.png")
+    tab.picture(tmp_path / f"{name}-{task}.png")
     assert tab.asked == [], "nothing from the network"
 
 

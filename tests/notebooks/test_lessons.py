@@ -53,6 +53,19 @@ def test_every_lesson_has_three_exercises_with_hint_and_solution(name):
     assert words.count("<details>") == words.count("</details>")
 
 
+LONG = re.compile(r"\b(run_all|lessons\.one_round|machine\.minutes|lessons\.occlusion)\(")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_takes_long_says_so_before(name):
+    """The text above a cell that trains says about how long it takes."""
+    cells = BOOKS[name].cells
+    long = [n for n, cell in enumerate(cells) if cell.cell_type == "code" and LONG.search(cell.source)]
+    silent = [cells[n].source for n in long if not re.search(r"\b(seconds|minutes?)\b", cells[n - 1].source)]
+    assert silent == []
+    assert re.search(r"half a minute|minutes?", cells[0].source)
+
+
 def evaluated(source, namespace):
     """Run a cell; gives the value of its last line, as a notebook would show it."""
     tree = ast.parse(source)
