@@ -96,4 +96,5 @@ def _name(arm: Any) -> str:
 
 def _table(arms: pd.DataFrame, names: list[str], columns: list[str]) -> str:
     shown = arms[[*columns, "verdict", "n_patients", "seeds"]].rename(columns=lambda column: column.replace("_", " "))
-    return shown.set_index(pd.Index(names, name="arm")).to_html(border=0, na_rep="", float_format="%.3f", index_names=False)
+    table = shown.set_index(pd.Index(names, name="arm")).to_html(border=0, na_rep="", float_format="%.3f", index_names=False)
+    return table.replace("<table ", '<table style="margin:0" ', 1)  # JupyterLab would set it in the middle

@@ -14,7 +14,7 @@ from fedlib.config import StudyConfig, UserError
 from fedlib.runs import RunStore
 from fedlib.study import NOTEBOOKS, STAGES
 from tests.data_prep import raw
-from tests.helpers import python
+from tests.helpers import python, snapshot
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 BOOKS = {name: nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4) for name in NAMES}
@@ -222,6 +222,18 @@ def test_every_notebook_runs_alone(tmp_path, name, task):
     done, _ = papermill(name, tmp_path, "task", task)
     assert done.returncode == 0, done.stderr[-2000:]
     check_executed(tmp_path, name)
+
+
+@pytest.mark.slow
+def test_any_order_will_do_and_nothing_is_trained_twice(tmp_path):
+    """Only 04 asks for others, 02 and 03; what one of them made is read by the next, and by itself."""
+    for number in ("05", "03", "02", "04", "01", "00"):
+        name = next(name for name in NAMES if name.startswith(number))
+        done, _ = papermill(name, tmp_path, "task", "segmentation")
+        assert done.returncode == 0, done.stderr[-2000:]
+    weights = {path: time for path, time in snapshot(tmp_path).items() if path.endswith(".safetensors")}
+    papermill("03_federated_simulation", tmp_path, "task", "segmentation")
+    assert {path: time for path, time in snapshot(tmp_path).items() if path in weights} == weights
 
 
 @pytest.mark.parametrize("task", ["classification", "segmentation"])
