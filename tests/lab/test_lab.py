@@ -17,18 +17,15 @@ from fedlib.study import NOTEBOOKS
 pytestmark = pytest.mark.slow
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
-WIDGETS = {
-    "01": ["widgets.viewer(data)", "widgets.partition_explorer(data, study)"],
-    "02": ["widgets.viewer(data, test, {'centralized': experiment.predict(runs[0], data, test)})"],
-    "03": ["widgets.round_player(runs)"],
-    "04": ["widgets.result_explorer(table)", "widgets.training_monitor(study.runs(data.fingerprint), store)"],
-}
-"""Every widget is somewhere; where a notebook itself does not show one, its copy gets a cell with it."""
-HELPERS = "from fedlib import experiment, widgets\ntest = data.split('test')[:3]"
+WIDGETS = {"01": 2, "02": 1, "03": 1, "04": 2}
+"""Of each notebook: how many pictures can be moved at least."""
+MONITOR = "widgets.training_monitor(study.runs(data.fingerprint), store)"
+"""Added to the copy of 04: it is for runs that train somewhere else, which no notebook has."""
 PICTURES = ".jp-OutputArea-output .widget-vbox.explorer"
 CONTROLS = (".noUi-handle", ".widget-toggle-buttons button:not(.mod-active)")
 """What is moved: the first slider, or where there is none the first choice that is not taken."""
-MOVES = 30
+MOVES, BEARABLE = 30, 150
+"""Moves of each slider, and the milliseconds of their median: a tenth of a second, and half of it for a busy machine."""
 
 
 def copied(lab, name, task, out_dir):
@@ -36,9 +33,7 @@ def copied(lab, name, task, out_dir):
     book = nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4)
     (cell,) = [cell for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
     cell.source += f"\ntask, profile, out_dir = {task!r}, 'smoke', {str(out_dir)!r}"
-    text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "code")
-    missing = [code for code in WIDGETS.get(name[:2], []) if code.partition("(")[0] not in text]
-    book.cells += [new_code_cell(source) for source in [HELPERS, *missing] if missing]
+    book.cells += [new_code_cell(MONITOR)] * name.startswith("04")
     nbformat.write(book, lab.folder / f"{name}-{task}.ipynb")
     return f"{name}-{task}.ipynb"
 
@@ -81,7 +76,7 @@ def test_a_notebook_runs_and_its_widgets_move(lab, opened, tmp_path, name, task)
     assert tab.errors() == []
     assert tab.page.locator(".widget-html:has-text('Error displaying')").count() == 0
     count = tab.page.locator(PICTURES).count()
-    assert count >= sum("monitor" not in code for code in WIDGETS.get(name[:2], []))
+    assert count >= WIDGETS.get(name[:2], 0)
     for n in range(count):
         assert tab.page.locator(PICTURES).nth(n).locator("svg[role=img]").count() == 1
         move(tab.page, n)
@@ -98,6 +93,7 @@ def test_a_slider_moves_the_picture_within_a_tenth_of_a_second(lab, opened, tmp_
         took = statistics.median(move(tab.page, n) for _ in range(MOVES))
         record_property(f"widget {n}, milliseconds from key to picture", round(took))
         print(f"widget {n}: {took:.0f} ms from key to picture, median of {MOVES}")
+        assert took < BEARABLE
 
 
 TRAINING = """

@@ -232,7 +232,9 @@ def test_any_order_will_do_and_nothing_is_trained_twice(tmp_path):
         done, _ = papermill(name, tmp_path, "task", "segmentation")
         assert done.returncode == 0, done.stderr[-2000:]
     weights = {path: time for path, time in snapshot(tmp_path).items() if path.endswith(".safetensors")}
-    papermill("03_federated_simulation", tmp_path, "task", "segmentation")
+    assert weights
+    done, _ = papermill("03_federated_simulation", tmp_path, "task", "segmentation")
+    assert done.returncode == 0, done.stderr[-2000:]
     assert {path: time for path, time in snapshot(tmp_path).items() if path in weights} == weights
 
 
