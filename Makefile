@@ -44,8 +44,8 @@ format: $(READY)  ## put code and notebooks in style
 bench: $(READY)  ## speed, as ratios measured side by side; writes reports/bench/
 	$(BIN)/python tests/bench/federation.py
 	$(BIN)/python tests/bench/deployment.py
-	$(BIN)/python tests/bench/deployment.py
 	$(BIN)/python tests/bench/preparation.py
+	$(BIN)/python tests/bench/notebooks.py
 
 lock: $(READY)  ## write the versions of this environment into constraints.txt
 	@(head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//') > constraints.tmp

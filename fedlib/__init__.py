@@ -3,8 +3,8 @@
 The rooms, from the ground up (a room imports only from rooms below it)::
 
     config -> data -> runs -> partition -> tasks -> training -> messages -> strategies, privacy -> client -> federation
-           -> guard, certificates -> deployment -> engines -> experiment -> flower_app
-           -> statistics, plots -> report -> study -> cli
+           -> guard, certificates -> deployment -> engines -> progress -> experiment -> flower_app
+           -> statistics, plots, widgets -> lessons, exercises, machine -> report -> study -> cli
 """
 
 import os

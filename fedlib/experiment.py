@@ -1,18 +1,14 @@
 """run(config) -> Run: the one door to centralized, local-only and federated training."""
 
 import hashlib
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
-from fedlib import tasks
+from fedlib import progress, tasks
 from fedlib.config import RunConfig
 from fedlib.data import PreparedSet
 from fedlib.engines import run_federation
@@ -51,23 +47,23 @@ def run(config: RunConfig, data: PreparedSet, store: RunStore, train: Training |
 def run_all(
     configs: list[RunConfig], data: PreparedSet, store: RunStore, report: Callable[[str], None] = print
 ) -> list[Run]:
-    """Carry out runs in order, with a progress bar and a line for each; a failed one does not stop the others.
+    """Carry out runs in order, with their progress and a line for each; a failed one does not stop the others.
 
     Returns the runs that are done. Failures are told through `report` and stay in the store.
     """
-    for number, config in enumerate(configs, 1):
-        known = store.get(config.run_id)
-        head = f"[{number}/{len(configs)}] {config.run_id}"
-        try:
-            if known and known.done:
-                report(f"{head}: read from the run store, {_headline(known)}")
-            else:
-                with _progress(config, store):
+    with progress.shown(configs, store):
+        for number, config in enumerate(configs, 1):
+            known = store.get(config.run_id)
+            head = f"[{number}/{len(configs)}] {config.run_id}"
+            try:
+                if known and known.done:
+                    report(f"{head}: read from the run store, {_headline(known)}")
+                else:
                     done = run(config, data, store)
-                report(f"{head}: {done.result['seconds']:.0f} s, {_headline(done)}")
-        except Exception as error:  # a failed run is part of the result; the study names it and goes on
-            report(f"{head}: FAILED: {error}")
-        store.write_results()
+                    report(f"{head}: {done.result['seconds']:.0f} s, {_headline(done)}")
+            except Exception as error:  # a failed run is part of the result; the study names it and goes on
+                report(f"{head}: FAILED: {error}")
+            store.write_results()
     return store.done(configs)
 
 
@@ -87,26 +83,6 @@ def predict(run: Run, data: PreparedSet, rows: np.ndarray) -> np.ndarray:
     model = load_model(run, data, 0 if run.config.models_apart else None).eval()
     images, _ = data.tensors(rows)
     return model(images.to(device())).argmax(1).cpu().numpy()
-
-
-def drift(config: RunConfig, data: PreparedSet) -> pd.DataFrame:
-    """How alike the clients' updates are: the cosine between each two (K, K) after one round from the same weights.
-
-    1: the same direction; 0: nothing in common.
-    """
-    updates = []
-    for client, rows in enumerate(clients_of(config, data)):
-        model = initial_model(config, data)
-        start = _vector(model)
-        train_round(model, data, rows, config, client, 1)
-        updates.append(_vector(model) - start)
-    directions = torch.nn.functional.normalize(torch.stack(updates), dim=1)  # (K, weights)
-    names = pd.RangeIndex(1, len(updates) + 1, name="client")
-    return pd.DataFrame((directions @ directions.T).numpy(), names, names)
-
-
-def _vector(model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([parameter.detach().cpu().reshape(-1) for parameter in model.parameters()])
 
 
 def _train_apart(config: RunConfig, data: PreparedSet, record: RunRecord) -> None:
@@ -198,31 +174,6 @@ def _result(run: Run, data: PreparedSet, metrics: dict[str, float], weights_sha2
         "bytes": int(clients[["bytes_down", "bytes_up"]].to_numpy().sum()),
         "weights_sha256": weights_sha256,
     }
-
-
-@contextmanager
-def _progress(config: RunConfig, store: RunStore) -> Iterator[None]:
-    """A bar over the clients' turns. It watches the run's folder, so that it works whatever engine does the training."""
-    table = store.folder / config.run_id / "clients.csv"
-    finished = threading.Event()
-    turns = config.rounds * config.sampled(config.n_clients)
-    bar = tqdm(total=turns, desc=config.run_id, unit="turn", leave=False, file=sys.stdout)
-
-    def watch() -> None:
-        while not finished.wait(0.5):
-            if table.exists():
-                bar.n = max(0, len(table.read_text().splitlines()) - 1)
-                bar.refresh()
-
-    table.unlink(missing_ok=True)
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        watcher.join()
-        bar.close()
 
 
 def _headline(run: Run) -> str:

@@ -109,6 +109,7 @@ class _Server:
             return self.strategy.validated
         self.model.load_state_dict(self.shared)
         cases = evaluate(self.model, self.data, self.data.split("val"), self.config)
+        self.record.log_validation(len(self.progress.rounds) + 1, cases)
         return tasks.get(self.config.task).summarize(cases)
 
     def final_weights(self) -> dict[str, torch.Tensor]:

@@ -53,6 +53,7 @@ def parts() -> Any:
 def render_notebook(notebook: Path) -> Path:
     """Write an executed notebook as one self-contained HTML file beside it; returns its path."""
     content = nbformat.read(notebook, as_version=4)
+    content.metadata.pop("widgets", None)  # saved by JupyterLab: without a kernel their twins are shown instead
     name = re.search(r"^# (.+)$", "".join(cell.source + "\n" for cell in content.cells), re.MULTILINE)
     resources = {"metadata": {"name": name[1] if name else notebook.stem.replace("_", " ")}, "style": STYLE}
     exporter = _Exporter(template_name="offline", extra_template_basedirs=[str(TEMPLATES)])

@@ -26,8 +26,9 @@ from fedlib.config import ROOT, RunConfig, UserError, validated
 from fedlib.data import file_sha256, read_cases, write_atomically
 
 State = dict[str, torch.Tensor]
-FILES = ("config.json", "rounds.csv", "clients.csv", "cases.csv", "own_cases.csv", "weights.safetensors", "provenance.json")
-"""Of a finished run; own_cases.csv of federated runs only. status.json holds the hash of each."""
+FILES = ("config.json", "rounds.csv", "clients.csv", "validation.csv", "cases.csv", "own_cases.csv", "weights.safetensors",
+         "provenance.json")  # fmt: skip
+"""Of a finished run; validation.csv and own_cases.csv of federated runs only. status.json holds the hash of each."""
 PACKAGES = ("torch", "monai", "flwr", "torchmetrics", "numpy", "pandas")
 
 
@@ -77,6 +78,15 @@ class Run:
         Where a quorum let a round go on without a client, its row has the reason in a column `absent`.
         """
         return pd.read_csv(self.whole("clients.csv"))
+
+    @cached_property
+    def validation(self) -> pd.DataFrame | None:
+        """What the global model of each round said of the validation cases, a row per round and case, as in `cases`.
+
+        None where there is no such model: outside of federated runs, or where each client has its own.
+        """
+        kept = "validation.csv" in self.status.get("files", {})
+        return read_cases(self.whole("validation.csv")) if kept else None
 
     @cached_property
     def cases(self) -> pd.DataFrame:
@@ -192,6 +202,12 @@ class RunRecord:
         """Add rows to rounds.csv."""
         self._rounds += rows
         self._write_table("rounds.csv", self._rounds)
+
+    def log_validation(self, number: int, cases: pd.DataFrame) -> None:
+        """Add a round's rows to validation.csv; those that an interrupted try wrote of it or of a later one go."""
+        path = self.folder / "validation.csv"
+        earlier = [read_cases(path).query("round < @number")] if path.exists() and number > 1 else []
+        write_atomically(path, pd.concat([*earlier, cases.assign(round=number)]).to_csv(index=False))
 
     def log_cases(self, cases: pd.DataFrame) -> None:
         write_atomically(self.folder / "cases.csv", cases.to_csv(index=False))

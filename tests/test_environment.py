@@ -13,8 +13,9 @@ from tests.helpers import python
 
 FLOORS = [
     *("config", "data", "runs", "partition", "tasks", "training", "messages", "strategies", "privacy", "client"),
-    *("federation", "guard", "certificates", "deployment", "engines", "experiment", "flower_app"),
-    *("statistics", "stills", "plots", "checklist", "findings", "pages", "report", "study", "cli"),
+    *("federation", "guard", "certificates", "deployment", "engines", "progress", "experiment", "flower_app"),
+    *("statistics", "plots", "widgets", "lessons", "exercises", "machine"),
+    *("checklist", "findings", "pages", "report", "study", "cli"),
 ]
 MODULES = sorted([*(ROOT / "fedlib").glob("*.py"), *(ROOT / "fedlib").glob("*/*.py")])
 
@@ -56,7 +57,7 @@ def test_conda_takes_its_versions_from_the_lock():
 
 def test_every_module_that_is_imported_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    spelled = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "bs4": "beautifulsoup4"}
+    spelled = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "bs4": "beautifulsoup4", "IPython": "ipython"}
     imported = {name.split(".")[0] for path in MODULES + sorted((ROOT / "data_prep").glob("*.py")) for name in imports(path)}
     outside = {spelled.get(name, name) for name in imported - set(sys.stdlib_module_names) - {"fedlib", "data_prep"}}
     assert outside - {canonical(name) for name in project["dependencies"]} == set()

@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 import fedlib.client
-from fedlib import engines, experiment, findings, plots, statistics
+from fedlib import engines, experiment, findings, statistics
 from fedlib.config import StudyConfig, UserError
 from fedlib.federation import FederationError, guarded_strategy
 from fedlib.runs import RunRecord, RunStore
@@ -260,7 +260,6 @@ def test_a_run_with_a_quorum_tells_who_was_missing_in_which_round(images, tmp_pa
     assert missing[["round", "client"]].to_numpy().tolist() == [[2, 1]]
     assert missing["absent"][0] == "client 1 failed: OSError: disk full"
     assert run.clients["n"].tolist()[-1] == 0
-    assert plots.client_curves(run).alt
     page = findings.findings([run], StudyConfig.make(profile="smoke", out_dir=tmp_path))
     (table,) = [table for table in page.further if table.name == "absences"]
     assert table.frame[["round", "client (from 0)", "why"]].to_numpy().tolist() == [

@@ -35,12 +35,11 @@ def by_mode(runs, mode):
     return [run for run in runs if run.config.mode == mode]
 
 
-@pytest.fixture(params=["curves", "clients", "traffic", "spread", "confusion", "reliability", "comparison"])
+@pytest.fixture(params=["curves", "traffic", "spread", "confusion", "reliability", "comparison"])
 def draw(request, runs):
     federated = by_mode(runs, "federated")
     return {
         "curves": lambda: plots.learning_curves(federated),
-        "clients": lambda: plots.client_curves(federated[0]),
         "traffic": lambda: plots.traffic(federated),
         "spread": lambda: plots.spread(runs, "accuracy"),
         "confusion": lambda: plots.confusion(federated[:2]),

@@ -78,6 +78,8 @@ def test_it_goes_on_after_the_last_finished_round(data, tmp_path, turns, mode, s
     run = experiment.run(config, data, store)
     assert outcome(run) == outcome(whole)
     assert run.cases.equals(whole.cases)
+    if mode == "federated":
+        assert run.validation.equals(whole.validation)
     for own, expected in zip(tables(run), tables(whole), strict=True):
         pd.testing.assert_frame_equal(own, expected, check_exact=True)
     assert sorted({*before, *turns}) == every

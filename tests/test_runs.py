@@ -7,7 +7,7 @@ import pytest
 import torch
 from filelock import Timeout
 
-from fedlib import experiment
+from fedlib import experiment, tasks
 from fedlib.config import UserError
 from fedlib.data import write_atomically
 from fedlib.partition import clients_of
@@ -180,7 +180,7 @@ def test_files_and_columns_of_a_finished_run(images, tmp_path):
         assert names == {
             *("config.json", "status.json", "rounds.csv", "clients.csv"),
             *("cases.csv", "weights.safetensors", "provenance.json"),
-            *["own_cases.csv"] * (run.config.mode == "federated"),
+            *["own_cases.csv", "validation.csv"] * (run.config.mode == "federated"),
         }
         assert {"round", "accuracy", "seconds", "bytes_up", "bytes_down"} <= set(run.rounds)
         assert {"round", "client", "n", "loss", "seconds", "bytes_up", "bytes_down"} <= set(run.clients)
@@ -205,6 +205,16 @@ def test_the_global_model_is_scored_at_every_client_on_what_it_holds(images, tmp
     assert not set(own["case"]) & set(run.cases["case"]), "no test case belongs to a client"
     expected = experiment.predict(run, images, clients_of(run.config, images)[0])
     assert own[own["client"] == 0]["prediction"].map(images.classes.index).tolist() == expected.tolist()
+
+
+def test_what_each_round_said_of_the_validation_cases_is_kept(data, tmp_path):
+    run = experiment.run(run_config(data, "federated"), data, RunStore(tmp_path))
+    said = run.validation
+    assert list(said["round"].unique()) == [1, 2]
+    for number, cases in said.groupby("round"):
+        assert cases["case"].tolist() == data.cases["case"].iloc[data.split("val")].tolist()
+        scores = tasks.get(data.task).summarize(cases)
+        assert scores == pytest.approx(run.rounds.set_index("round").loc[number, list(scores)].to_dict())
 
 
 def read_table(run, name):

@@ -1,10 +1,9 @@
 """The pictures of the notebooks and the report: of prepared sets (`images`) and of the run store (`results`)."""
 
-from fedlib.plots.images import browse, contours, gallery, intensities, partitions, volumes, worst_middle_best
+from fedlib.plots.images import contours, gallery, intensities, partitions, volumes, worst_first
 from fedlib.plots.picture import COLOURS, Picture
 from fedlib.plots.results import (
     arm_name,
-    client_curves,
     comparison,
     confusion,
     learning_curves,
@@ -17,8 +16,6 @@ __all__ = [
     "COLOURS",
     "Picture",
     "arm_name",
-    "browse",
-    "client_curves",
     "comparison",
     "confusion",
     "contours",
@@ -30,5 +27,5 @@ __all__ = [
     "spread",
     "traffic",
     "volumes",
-    "worst_middle_best",
+    "worst_first",
 ]

@@ -4,22 +4,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from PIL import Image
-from scipy.ndimage import binary_erosion
 
 from fedlib import tasks
 from fedlib.data import PreparedSet
 from fedlib.plots.picture import DASHES, PAGE, SOFT, Picture, grid, picture, styled
 from fedlib.runs import Run
-from fedlib.stills import Stills
 
 STRUCTURE_COLOURS = ("#ffb000", "#1fa8ff")
 PLANES = ("slice", "across the slices")
 """Axial and coronal in CT; short-axis MRI is neither, so no such name is printed."""
 HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "++", "--")
 """Of stacked bars: told apart without colour."""
-MOST_FRAMES = 32
-"""Of a slider: a page stays light."""
 
 
 @styled
@@ -143,12 +138,15 @@ def contours(data: PreparedSet, predictions: dict[str, np.ndarray], rows: np.nda
     return picture(figure, alt, _listed(data, rows))
 
 
-def worst_middle_best(run: Run, data: PreparedSet) -> np.ndarray:
-    """Row numbers of the test volumes with the worst, the middle and the best mean DSC."""
-    metrics = list(tasks.get(run.config.task).PRIMARY)
-    ordered = run.cases.assign(mean=run.cases[metrics].mean(axis=1)).sort_values("mean")["case"].to_list()
-    chosen = [ordered[0], ordered[len(ordered) // 2], ordered[-1]]
-    return np.array([int(np.flatnonzero(data.cases["case"] == case)[0]) for case in chosen])
+def worst_first(run: Run, data: PreparedSet) -> np.ndarray:
+    """Row numbers of the test cases of a run with one model, the worst first: by mean DSC, or by the truth's probability."""
+    cases = run.cases
+    if run.config.task == "classification":
+        score = cases.apply(lambda case: case[f"p_{case['truth']}"], axis=1)
+    else:
+        score = cases[list(tasks.get(run.config.task).PRIMARY)].mean(axis=1)
+    row_of = {case: row for row, case in enumerate(data.cases["case"])}
+    return cases["case"].iloc[np.argsort(score, kind="stable")].map(row_of).to_numpy()
 
 
 def _slice(axis: plt.Axes, data: PreparedSet, row: int, plane: str, outlines: list[np.ndarray]) -> None:
@@ -173,38 +171,6 @@ def _slice(axis: plt.Axes, data: PreparedSet, row: int, plane: str, outlines: li
 
 def _outline_words() -> str:
     return "left ventricle outlined in orange, myocardium in blue"
-
-
-def browse(data: PreparedSet) -> Stills:
-    """A slider through the slices of the first training volume with its outlines, or through the first training images."""
-    train = data.split("train")
-    if data.task == "classification":
-        rows = train[: MOST_FRAMES // 2]
-        captions = [f"image {n} of {len(rows)}: {data.classes[data.labels[row]]}" for n, row in enumerate(rows, 1)]
-        return Stills("training image", [_enlarged(data.images[row, 0]) for row in rows], captions)
-    image, labels = data.images[train[0], 0], data.labels[train[0]]
-    depth = image.shape[2]
-    chosen = np.unique(np.linspace(0, depth - 1, min(depth, MOST_FRAMES)).astype(int))
-    frames = [_outlined(image[::-1, ::-1, z].T, labels[::-1, ::-1, z].T) for z in chosen]  # row 0 at the top
-    captions = [f"slice {z + 1} of {depth}; {_outline_words()}" for z in chosen]
-    return Stills("slice of the volume", frames, captions, start=len(chosen) // 2)
-
-
-def _outlined(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """A grey slice (H, W), enlarged, with the edge of each structure in its colour: uint8 (H', W', 3)."""
-    colour = np.repeat(_enlarged(image)[..., None], 3, axis=2)
-    factor = colour.shape[0] // labels.shape[0]
-    labels = labels.repeat(factor, axis=0).repeat(factor, axis=1)
-    for structure, hexadecimal in enumerate(STRUCTURE_COLOURS, 1):
-        mask = labels == structure
-        colour[mask & ~binary_erosion(mask)] = tuple(bytes.fromhex(hexadecimal[1:]))
-    return colour
-
-
-def _enlarged(image: np.ndarray, side: int = 128) -> np.ndarray:
-    """Grey values (H, W) enlarged by a whole number until the shorter side has at least `side` pixels."""
-    factor = -(-side // min(image.shape))
-    return np.asarray(Image.fromarray(image).resize((image.shape[1] * factor, image.shape[0] * factor), Image.BICUBIC))
 
 
 def _listed(data: PreparedSet, rows: np.ndarray) -> pd.DataFrame:

@@ -118,27 +118,6 @@ def _line(mode: str, partition: str, rank: int) -> dict:
 
 
 @styled
-def client_curves(run: Run) -> Picture:
-    """Training loss and metric of every client by round, as the clients reported them."""
-    metric, clients = tasks.get(run.config.task).TRAINING_METRIC, run.clients
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
-    palette = sns.color_palette("viridis", run.config.n_clients)
-    for axis, column in zip(axes, ("loss", metric), strict=True):
-        for client, own in clients.groupby("client"):
-            label = f"client {client + 1} (n = {own['n'].max():.0f})"
-            style = {"marker": "os^Dvp*X"[client % 8], "ls": DASHES[client % len(DASHES)], "lw": 1.3, "ms": 4}
-            axis.plot(own["round"], own[column], color=palette[client], label=label, **style)
-        axis.set(xlabel="round", ylabel=tasks.NAMES[column])
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[1].legend(fontsize=7, ncols=1 + run.config.n_clients // 9)
-    end = clients[clients["round"] == clients["round"].max()]["loss"]
-    alt = f"Training loss and {tasks.NAMES[metric]} of each client by round, {arm_name(run.config)}. "
-    alt += f"Final losses lie between {end.min():.2f} and {end.max():.2f}."
-    numbers = clients[["round", "client", "n", "loss", metric]].assign(client=clients["client"] + 1)
-    return picture(figure, alt, numbers.rename(columns=tasks.NAMES))
-
-
-@styled
 def traffic(runs: list[Run]) -> Picture:
     """Megabytes that weights took both ways, in one round and in all, against the number of clients; federated runs only.
 

@@ -18,7 +18,7 @@ PAGES = ["index.html", *(f"{task}/{notebook}" for task in tasks.TASKS for notebo
     "01_data_preparation.html", "02_centralized_training.html", "03_federated_simulation.html", "04_compare_results.html"
 ))]  # fmt: skip
 PHONE, DESK, WIDE = 375, 1280, 1920
-VISIBLE = "all => all.filter(one => !one.hidden).map(one => [one.src, one.alt])"
+VISIBLE = "all => all.filter(one => !one.hidden).map(one => [one.innerHTML, one.dataset.caption])"
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_page_works_offline(smoke, opened, name):
     assert watched.complaints == []
     assert watched.asked == [(smoke / name).as_uri()], "one file, and nothing else"
     pictures = watched.page.eval_on_selector_all("img", "all => all.map(one => [one.naturalWidth, one.alt.trim()])")
-    drawings = watched.page.eval_on_selector_all("svg", "all => all.map(one => one.getBoundingClientRect().width)")
+    drawings = watched.page.eval_on_selector_all("svg:visible", "all => all.map(one => one.getBoundingClientRect().width)")
     assert pictures or drawings
     assert all(width > 0 and len(alt) > 10 for width, alt in pictures)
     assert all(width > 100 for width in drawings)
@@ -127,15 +127,16 @@ def test_a_page_fits_a_phone_and_paper(smoke, opened, name):
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_a_slider_moves_by_key_without_a_kernel(smoke, opened, task):
     page = opened(smoke / f"{task}/01_data_preparation.html").page
-    slider, images = page.locator("figure.stills input").first, page.locator("figure.stills").first.locator("img")
-    (before,) = images.evaluate_all(VISIBLE)
+    figure = page.locator("figure.explorer").first
+    slider, frames = figure.locator("input"), figure.locator(".frame")
+    (before,) = frames.evaluate_all(VISIBLE)
     slider.focus()
     page.keyboard.press("ArrowRight")
-    (after,) = images.evaluate_all(VISIBLE)
+    (after,) = frames.evaluate_all(VISIBLE)
     assert after[0] != before[0]
     assert after[1] != before[1]
-    assert page.locator("figure.stills output").first.inner_text() == after[1] == slider.get_attribute("aria-valuetext")
-    assert slider.get_attribute("aria-label")
+    assert figure.locator("output").inner_text() == after[1] == slider.get_attribute("aria-valuetext")
+    assert figure.locator("label", has=page.locator("input")).inner_text()
 
 
 def test_mathematics_is_drawn(smoke, opened):

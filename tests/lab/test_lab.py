@@ -1,0 +1,132 @@
+"""The notebooks as a new user has them: in JupyterLab, run from top to bottom, their widgets moved by key."""
+
+import json
+import statistics
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from data_prep.sources import ensure
+from fedlib import tasks
+from fedlib.config import StudyConfig
+from fedlib.experiment import run_all
+from fedlib.runs import RunStore
+from fedlib.study import NOTEBOOKS
+
+pytestmark = pytest.mark.slow
+
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+WIDGETS = {"01": 2, "02": 1, "03": 1, "04": 2}
+"""Of each notebook: how many pictures can be moved at least."""
+MONITOR = "widgets.training_monitor(study.runs(data.fingerprint), store)"
+"""Added to the copy of 04: it is for runs that train somewhere else, which no notebook has."""
+PICTURES = ".jp-OutputArea-output .widget-vbox.explorer"
+CONTROLS = (".noUi-handle", ".widget-toggle-buttons button:not(.mod-active)")
+"""What is moved: the first slider, or where there is none the first choice that is not taken."""
+MOVES, BEARABLE = 30, 150
+"""Moves of each slider, and the milliseconds of their median: a tenth of a second, and half of it for a busy machine."""
+
+
+def copied(lab, name, task, out_dir):
+    """A copy of a notebook where JupyterLab finds it, with the parameters of a smoke run; its file name."""
+    book = nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4)
+    (cell,) = [cell for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
+    cell.source += f"\ntask, profile, out_dir = {task!r}, 'smoke', {str(out_dir)!r}"
+    book.cells += [new_code_cell(MONITOR)] * name.startswith("04")
+    nbformat.write(book, lab.folder / f"{name}-{task}.ipynb")
+    return f"{name}-{task}.ipynb"
+
+
+def move(page, n):
+    """Press a key in the first slider or choice of the n-th widget; milliseconds until its picture changed."""
+    box = page.locator(PICTURES).nth(n)
+    box.scroll_into_view_if_needed()
+    handle = next(found.first for kind in CONTROLS if (found := box.locator(kind)).count())
+    handle.focus()
+    page.evaluate(
+        """([selector, n]) => {
+            const picture = document.querySelectorAll(selector)[n].querySelector(':scope > .widget-html');
+            window.changed = new Promise(done => new MutationObserver((_, own) => {
+                own.disconnect(); done(performance.now() - window.pressed);
+            }).observe(picture, {subtree: true, childList: true, characterData: true}));
+            document.addEventListener('keydown', () => window.pressed = performance.now(), {once: true, capture: true});
+        }""",
+        [PICTURES, n],
+    )
+    if handle.get_attribute("aria-valuenow"):
+        at, top = (float(handle.get_attribute(f"aria-{name}")) for name in ("valuenow", "valuemax"))
+        page.keyboard.press("ArrowRight" if at < top else "ArrowLeft")
+    else:
+        page.keyboard.press("Enter")
+    return page.evaluate("window.changed")
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs_and_its_widgets_move(lab, opened, tmp_path, name, task):
+    out_dir = tmp_path / "study"
+    if name.startswith("04"):
+        study = StudyConfig.make(task=task, profile="smoke", out_dir=out_dir)  # it compares what others trained
+        data = ensure(study)
+        run_all(study.runs(data.fingerprint), data, RunStore(out_dir))
+    tab = opened(copied(lab, name, task, out_dir))
+    tab.run_all()
+    tab.wait()
+    assert tab.errors() == []
+    assert tab.page.locator(".widget-html:has-text('Error displaying')").count() == 0
+    count = tab.page.locator(PICTURES).count()
+    assert count >= WIDGETS.get(name[:2], 0)
+    for n in range(count):
+        assert tab.page.locator(PICTURES).nth(n).locator("svg[role=img]").count() == 1
+        move(tab.page, n)
+        tab.page.locator(PICTURES).nth(n).screenshot(path=tmp_path / f"{name}-{task}-{n}.png")
+    tab.picture(tmp_path / f"{name}-{task}.png")
+    assert tab.asked == [], "nothing from the network"
+
+
+def test_a_slider_moves_the_picture_within_a_tenth_of_a_second(lab, opened, tmp_path, record_property):
+    tab = opened(copied(lab, "01_data_preparation", "classification", tmp_path / "study"))
+    tab.run_all()
+    tab.wait()
+    for n in range(tab.page.locator(PICTURES).count()):
+        took = statistics.median(move(tab.page, n) for _ in range(MOVES))
+        record_property(f"widget {n}, milliseconds from key to picture", round(took))
+        print(f"widget {n}: {took:.0f} ms from key to picture, median of {MOVES}")
+        assert took < BEARABLE
+
+
+TRAINING = """
+from data_prep.sources import ensure
+from fedlib.config import StudyConfig
+from fedlib.experiment import run_all
+from fedlib.runs import RunStore
+
+study = StudyConfig.make(profile="smoke", out_dir=OUT, rounds=400)
+data, store = ensure(study), RunStore(study.out_dir)
+configs = study.runs(data.fingerprint, ("centralized",))
+"""
+
+
+def test_training_tells_the_time_left_and_interrupted_goes_on_later(lab, opened, tmp_path):
+    cells = [TRAINING.replace("OUT", repr(str(tmp_path / "study"))), "runs = run_all(configs, data, store)"]
+    book = new_notebook(cells=[new_code_cell(source) for source in cells])
+    book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(book, lab.folder / "stop.ipynb")
+    tab = opened("stop.ipynb")
+    tab.run_all()
+    words = tab.page.locator("[role=status]", has_text="turn 2")
+    words.wait_for(timeout=120_000)
+    assert "left" in words.inner_text()
+    tab.page.screenshot(path=tmp_path / "training.png")
+    tab.page.locator('[data-command="notebook:interrupt-kernel"]').first.click()
+    tab.wait()
+    (error,) = tab.errors()
+    assert "KeyboardInterrupt" in error
+    (status,) = (tmp_path / "study" / "runs").glob("*/status.json")
+    assert json.loads(status.read_text())["state"] == "queued"
+    assert tab.page.locator(".jp-OutputArea-output", has_text="0 of 1 runs done").count() == 1, "what the bar said last"
+    tab.run_all()
+    tab.page.locator(".jp-OutputArea-output", has_text="[1/1]").wait_for()
+    assert tab.errors() == []
+    assert json.loads(status.read_text())["state"] == "done"

@@ -1,0 +1,100 @@
+"""The notebooks as lessons: one frame, exercises with folded hint and solution, and solutions that are right."""
+
+import ast
+import re
+import shutil
+
+import matplotlib.pyplot as plt
+import pytest
+from papermill.translators import PythonTranslator
+
+from fedlib.exercises import Feedback
+from tests.notebooks.test_notebooks import BOOKS, NAMES, code_cells, tagged
+
+SOLUTION = re.compile(r"<details><summary>Solution</summary>(.*?)</details>", re.DOTALL)
+HINT = "<details><summary>Hint</summary>"
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+CHECK = re.compile(r"^exercises\.check_\w+\((\w+)", re.MULTILINE)
+
+
+def text(name):
+    return "\n\n".join(cell.source for cell in BOOKS[name].cells if cell.cell_type == "markdown")
+
+
+def solutions(name):
+    """The folded solutions that are code, by the name they give an answer to."""
+    blocks = [block for folded in SOLUTION.findall(text(name)) for block in PYTHON.findall(folded)]
+    return {ast.parse(block).body[-1].targets[0].id: block for block in blocks}
+
+
+def exercises_of(name):
+    """The names of the answers that the notebook checks, in order."""
+    return [answer for cell in code_cells(name) for answer in CHECK.findall(cell.source)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_lesson_has_the_frame(name):
+    first, last = BOOKS[name].cells[0].source, BOOKS[name].cells[-1].source
+    assert first.startswith(f"# {int(name[:2])}. ")
+    for part in ("**Question.** ", "After this notebook you can", "**Time**: ", "two CPU cores", "GPU", "**Needs**: "):
+        assert part in first, part
+    for part in ("## Key points", "**Sources**: ", "**Next**: ", "](https://"):
+        assert part in last, part
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_lesson_has_three_exercises_with_hint_and_solution(name):
+    answers, words = exercises_of(name), text(name)
+    assert len(answers) >= 3
+    assert len(set(answers)) == len(answers)
+    assert set(solutions(name)) == set(answers)
+    assert words.count(HINT) == len(SOLUTION.findall(words)) == len(answers)
+    assert "redict, then run" in words or "**Predict**" in words
+    assert words.count("<details>") == words.count("</details>")
+
+
+LONG = re.compile(r"\b(run_all|lessons\.one_round|machine\.minutes|lessons\.occlusion)\(")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_takes_long_says_so_before(name):
+    """The text above a cell that trains says about how long it takes."""
+    cells = BOOKS[name].cells
+    long = [n for n, cell in enumerate(cells) if cell.cell_type == "code" and LONG.search(cell.source)]
+    silent = [cells[n].source for n in long if not re.search(r"\b(seconds|minutes?)\b", cells[n - 1].source)]
+    assert silent == []
+    assert re.search(r"half a minute|minutes?", cells[0].source)
+
+
+def evaluated(source, namespace):
+    """Run a cell; gives the value of its last line, as a notebook would show it."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "cell", "exec"), namespace)
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), namespace) if last else None
+
+
+@pytest.fixture(scope="module")
+def solved(smoke, tmp_path_factory):
+    """A copy of the finished study: the notebooks find its runs, and may add to them."""
+    return shutil.copytree(smoke, tmp_path_factory.mktemp("solved") / "smoke")
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+@pytest.mark.parametrize("name", NAMES)
+def test_unanswered_is_calm_and_every_folded_solution_is_right(solved, name, task, capsys):
+    parameters = PythonTranslator.codify({"task": task, "profile": "smoke", "out_dir": str(solved)})
+    namespace = {"In": ["", tagged(name)[0], parameters], "display": lambda value: None}
+    told, known = [], solutions(name)
+    for cell in code_cells(name):
+        shown = evaluated(cell.source, namespace)
+        if "parameters" in cell.metadata.get("tags", []):
+            exec(parameters, namespace)
+        for answer in CHECK.findall(cell.source):
+            assert isinstance(shown, Feedback)
+            assert shown.right is None, f"{answer}: {shown}"
+            exec(known[answer], namespace)
+            told.append((answer, evaluated(cell.source.rpartition("\n")[2], namespace)))
+    plt.close("all")
+    assert [(answer, feedback) for answer, feedback in told if feedback.right is not True] == []
+    assert len(told) == len(known)
