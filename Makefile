@@ -42,10 +42,11 @@ format: $(READY)  ## put code and notebooks in style
 	$(BIN)/nbstripout notebooks/*.ipynb
 
 bench: $(READY)  ## speed, as ratios measured side by side; writes reports/bench/
-	$(BIN)/python tests/bench/federation.py
-	$(BIN)/python tests/bench/deployment.py
-	$(BIN)/python tests/bench/preparation.py
-	$(BIN)/python tests/bench/notebooks.py
+	$(BIN)/python -m tests.bench.training
+	$(BIN)/python -m tests.bench.federation
+	$(BIN)/python -m tests.bench.deployment
+	$(BIN)/python -m tests.bench.preparation
+	$(BIN)/python -m tests.bench.notebooks
 
 lock: $(READY)  ## write the versions of this environment into constraints.txt
 	@(head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//') > constraints.tmp

@@ -19,7 +19,6 @@ import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from data_prep.sources import prepare_synthetic
 from fedlib.client import present
 from fedlib.config import ROOT, RunConfig, StudyConfig
 from fedlib.data import PreparedSet, open_prepared
@@ -30,7 +29,7 @@ from fedlib.messages import packed
 from fedlib.partition import clients_of
 from fedlib.runs import RunRecord, RunStore
 from fedlib.training import initial_model
-from tests.bench.harness import ratio, seconds, show, side_by_side, write
+from tests.bench.harness import prepared, ratio, seconds, show, side_by_side, write
 
 CLIENTS = (2, 4, 8, 16)
 CASES = {
@@ -134,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--profile", default="quick", help="full: for a GPU, against centralized only")
+    parser.add_argument("--folder", type=Path, help="where phantoms are kept from one call to the next")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
@@ -144,7 +144,7 @@ def main() -> None:
         folder = Path(temporary)
         for task, cases in CASES[options.profile].items():
             size = StudyConfig.make(task=task, profile=options.profile).size
-            data = prepare_synthetic(task, folder / task, cases=cases, size=size)
+            data = prepared(task, cases, size, options.folder or folder)
             arms = grid_of(task, data, folder, profile=options.profile)
             report[task] = {"over centralized": against_centralized(arms, data, folder, options.repeats)}
             if options.profile == "quick":

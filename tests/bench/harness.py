@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.sources import prepare_synthetic
 from fedlib.config import ROOT
+from fedlib.data import PreparedSet, open_prepared
 
 REPORTS = ROOT / "reports" / "bench"
 ACCEPTED = ROOT / "reports" / "reference" / "bench.json"
@@ -41,6 +43,12 @@ def ratio(taken: dict[str, list[float]], of: str, over: str) -> dict[str, float]
     ratios = np.array(taken[of]) / np.array(taken[over])
     low, high = np.quantile(ratios, (0.25, 0.75))
     return {"ratio": statistics.median(ratios), "noise": (high - low) / 2}
+
+
+def prepared(task: str, cases: int, size: int, folder: Path) -> PreparedSet:
+    """Phantoms to measure on, drawn in `folder` unless they are there."""
+    own = folder / f"{task}-{cases}-{size}"
+    return open_prepared(own) if own.exists() else prepare_synthetic(task, own, cases=cases, size=size)
 
 
 def show(title: str, rows: list[dict]) -> None:

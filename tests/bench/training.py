@@ -1,6 +1,6 @@
 """make bench: training against the bare loop, and against what one would write after MONAI's tutorials.
 
-    python tests/bench/training.py --profile full --cases 1024       a GPU: 224 px, 96 voxels a side
+    python -m tests.bench.training --profile full --epochs 4        a GPU: 224 px, 96 voxels a side
 
 The bare loop does forward, backward and the optimiser's step on batches that lie in the device's memory, in this run's
 precision and memory format: no reading, no augmentation, no metric. The tutorial is CacheDataset, DataLoader, transforms
@@ -8,6 +8,7 @@ for each case, fp32, MONAI's default stem. All three take the same steps. Writes
 """
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +18,11 @@ from monai.data import CacheDataset, DataLoader
 from monai.networks.nets import UNet, resnet18
 from monai.transforms import Compose, EnsureTyped, RandAffined
 
-from data_prep.sources import prepare_synthetic
 from fedlib import tasks
 from fedlib.config import RunConfig, StudyConfig
 from fedlib.data import PreparedSet, batches
 from fedlib.training import arithmetic, device, evaluate, initial_model, layout, train_round
-from tests.bench.harness import ratio, show, side_by_side, write
+from tests.bench.harness import prepared, ratio, show, side_by_side, write
 
 CASES = {"classification": 800, "segmentation": 50}
 
@@ -47,7 +47,7 @@ def bare(config: RunConfig, data: PreparedSet) -> Callable[[], None]:
     there = [(images.contiguous(memory_format=layout(config)), labels) for images, labels in there]
 
     def epoch() -> None:
-        for images, labels in there:
+        for images, labels in there * config.local_epochs:
             with arithmetic(config):
                 logits = model(images)
             loss = loss_function(logits.float(), labels)
@@ -84,7 +84,7 @@ def tutorial(config: RunConfig, data: PreparedSet) -> Callable[[], None]:
     optimizer, loss_function = torch.optim.AdamW(model.parameters(), 1e-3), tasks.get(config.task).loss_function()
 
     def epoch() -> None:
-        for batch in loader:
+        for batch in itertools.chain.from_iterable(itertools.repeat(loader, config.local_epochs)):
             optimizer.zero_grad()
             loss = loss_function(model(batch["image"].to(device())), batch["label"].to(device()))
             loss.backward()
@@ -94,22 +94,27 @@ def tutorial(config: RunConfig, data: PreparedSet) -> Callable[[], None]:
     return epoch
 
 
-def measure(task: str, profile: str, cases: int, repeats: int, folder: Path) -> dict:
+def measure(task: str, options: argparse.Namespace, folder: Path) -> dict:
     """Cases a second of the three, and their ratios."""
-    study = StudyConfig.make(task=task, profile=profile, local_epochs=1, out_dir=folder)
-    data = prepare_synthetic(task, folder / f"{task}-{profile}", cases=cases, size=study.size)
+    repeats, epochs = options.repeats, options.epochs
+    study = StudyConfig.make(task=task, profile=options.profile, local_epochs=epochs, out_dir=folder)
+    data = prepared(task, options.cases or CASES[task], study.size, options.folder or folder)
     (config,) = study.runs(data.fingerprint, ("centralized",))
     model = initial_model(config, data)
     contenders = {"bare": bare(config, data), "ours": ours(config, data, model), "tutorial": tutorial(config, data)}
     taken = side_by_side({name: synchronized(action) for name, action in contenders.items()}, repeats)
-    n = len(data.split("train"))
-    validation = {"evaluate": lambda: evaluate(model, data, data.split("val"), config)}
+    n = epochs * len(data.split("train"))
     rows = [{"loop": name, "cases/s": n / sorted(seconds)[repeats // 2]} for name, seconds in taken.items()]
-    show(f"{task}, {profile}: {n} cases of {data.images.shape[2:]}, batch {config.batch_size}, {config.precision}", rows)
+    sizes = f"{n} cases of {data.images.shape[2:]}, batch {config.batch_size}, {config.precision}"
+    show(f"{task}, {options.profile}: {sizes}", rows)
     report = {row["loop"]: {"cases per second": row["cases/s"]} for row in rows}
     report["bare over ours"] = ratio(taken, "bare", "ours")
     report["tutorial over ours"] = ratio(taken, "tutorial", "ours")
-    report["validation cases per second"] = len(data.split("val")) / min(side_by_side(validation, 3)["evaluate"])
+    for split, final in (("val", False), ("test", True)):
+        cases = data.split(split)
+        taken = side_by_side({"": lambda: evaluate(model, data, cases, config, final)}, 3)  # noqa: B023
+        report[f"{split} cases per second"] = len(cases) / min(taken[""])
+        print(f"{split}: {report[f'{split} cases per second']:.1f} cases/s scored")
     show("ratios of time", [{"of": name, **report[name]} for name in ("bare over ours", "tutorial over ours")])
     return report
 
@@ -121,13 +126,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--task", choices=CASES, action="append")
     parser.add_argument("--cases", type=int, help="default: 800 images, 50 volumes")
+    parser.add_argument("--epochs", type=int, default=1, help="a time is that of so many")
+    parser.add_argument("--folder", type=Path, help="where phantoms are kept from one call to the next")
     options = parser.parse_args()
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     report = {"device": where, "threads": torch.get_num_threads(), "profile": options.profile}
     with tempfile.TemporaryDirectory() as folder:
         for task in options.task or CASES:
-            n = options.cases or CASES[task]
-            report[task] = measure(task, options.profile, n, options.repeats, Path(folder))
+            report[task] = measure(task, options, Path(folder))
     write("training", report)
 
 
