@@ -47,6 +47,8 @@ bench: $(READY)  ## speed, as ratios measured side by side; writes reports/bench
 	$(BIN)/python -m tests.bench.deployment
 	$(BIN)/python -m tests.bench.preparation
 	$(BIN)/python -m tests.bench.notebooks
+	$(BIN)/python -m tests.bench.study
+	$(BIN)/python -m tests.bench.guard
 
 lock: $(READY)  ## write the versions of this environment into constraints.txt
 	@(head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//') > constraints.tmp
