@@ -41,7 +41,12 @@ def record_of(arrays: dict[str, Array]) -> ArrayRecord:
 
 def packed(state: dict[str, torch.Tensor]) -> ArrayRecord:
     """A copy of a model's weights, or other tensors by name, as a message carries them."""
-    return record_of({name: LiveArray(np.array(tensor.detach().cpu().numpy(), order="C")) for name, tensor in state.items()})
+    return record_of({name: LiveArray(_copied(tensor.detach())) for name, tensor in state.items()})
+
+
+def _copied(tensor: torch.Tensor) -> np.ndarray:
+    """A copy in C order; what comes from a GPU is one already."""
+    return tensor.contiguous().cpu().numpy() if tensor.is_cuda else np.array(tensor.numpy(), order="C")
 
 
 def cast(content: RecordDict, to: type[np.floating]) -> RecordDict:
