@@ -88,7 +88,7 @@ def study(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results.  [default: reports/PROFILE]")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat every run with seeds 1 to N.")] = 1,
-    jobs: Annotated[int, typer.Option(min=1, help="Notebooks at the same time; they share the cores.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Notebooks at a time; they share the cores, and take a GPU each.")] = 1,
     executor: Annotated[ExecutorChoice, typer.Option(help=EXECUTOR)] = ExecutorChoice.local,
     address: Annotated[str | None, typer.Option(help=ADDRESS)] = None,
     client_counts: Annotated[str | None, typer.Option(help="Numbers of clients, as in 2,4.")] = None,

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1, executor: str = "loca
     with (
         _alone(studies[0].out_dir),
         _Bar(studies) as bar,
-        ProcessPoolExecutor(n_jobs, multiprocessing.get_context("spawn")) as pool,
+        _pool(n_jobs) as pool,
     ):
         for stage in STAGES:
             todo = [Job(study, notebook) for study in studies for notebook in stage]
@@ -116,6 +117,30 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1, executor: str = "loca
         problems += [f"{run['run_id']}: {run['why']}" for study in studies for run in _missing(study)]
         write_index(studies[0].out_dir)
     return problems
+
+
+def _pool(n_jobs: int) -> ProcessPoolExecutor:
+    """Processes for `n_jobs` notebooks at a time; where there are several GPUs, each sees one of them, dealt in turn."""
+    spawn = multiprocessing.get_context("spawn")
+    gpus = _gpus()
+    if n_jobs == 1 or len(gpus) < 2:
+        return ProcessPoolExecutor(n_jobs, spawn)
+    free = spawn.SimpleQueue()
+    for gpu in islice(cycle(gpus), n_jobs):
+        free.put(gpu)
+    return ProcessPoolExecutor(n_jobs, spawn, _take_gpu, (free,))
+
+
+def _gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else list(map(str, range(count)))
+
+
+def _take_gpu(free: "multiprocessing.SimpleQueue[str]") -> None:
+    """What a process of the pool does first: from now on it, and the kernels that it starts, see this GPU alone."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = free.get()
 
 
 @contextmanager
