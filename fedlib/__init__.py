@@ -3,7 +3,7 @@
 The rooms, from the ground up (a room imports only from rooms below it)::
 
     config -> data -> runs -> partition -> tasks -> training -> messages -> strategies, privacy -> client -> federation
-           -> guard, certificates -> deployment -> engines -> progress -> experiment -> flower_app
+           -> guard, certificates -> deployment -> engines -> progress -> experiment -> executors, flower_app
            -> statistics, plots, widgets -> lessons, exercises, machine -> report -> study -> cli
 """
 
@@ -16,3 +16,5 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray: the coming default for tasks without a GPU, and no warning that it is coming.
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -35,10 +35,20 @@ ENGINE = (
     "Where clients run: inprocess, one by one in this process; ray, in parallel, on this machine or on the Ray cluster at "
     "RAY_ADDRESS; deployment, over the network of Flower's SuperLink and SuperNodes on this machine."
 )
+EXECUTOR = (
+    "Where runs are trained: local, by the notebooks, on this machine; ray, as tasks of a Ray cluster, each with this "
+    "machine's cores over --jobs, and a GPU if there are any, before the notebooks run here. All nodes need this project at "
+    "the same commit, and --out and --data on a file system that they share, at the same paths."
+)
+ADDRESS = (
+    "Of the Ray cluster, HOST:PORT; this machine must be one of its nodes.  [default: RAY_ADDRESS, else a Ray on this "
+    "machine alone, for this study]"
+)
 SET = (
     "Any other setting of a study, as often as needed: participation (share of the clients in each round), batch_norm "
     "(average, local: FedBN, group), transport (fp32, fp16), privacy (none, central, local) with noise_multiplier and "
-    "clipping_norm, reply_timeout (seconds), width, precision, unbalance_ratio."
+    "clipping_norm, reply_timeout (seconds), width, precision (fp32, bf16, or auto: bf16 where this machine "
+    "computes it natively), unbalance_ratio."
 )
 
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -60,6 +70,13 @@ class ProfileChoice(StrEnum):
     full = "full"
 
 
+class ExecutorChoice(StrEnum):
+    """Where runs are trained."""
+
+    local = "local"
+    ray = "ray"
+
+
 @app.command()
 def study(
     profile: Annotated[
@@ -71,7 +88,9 @@ def study(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results.  [default: reports/PROFILE]")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat every run with seeds 1 to N.")] = 1,
-    jobs: Annotated[int, typer.Option(min=1, help="Notebooks at the same time; they share the cores.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Notebooks at a time; they share the cores, and take a GPU each.")] = 1,
+    executor: Annotated[ExecutorChoice, typer.Option(help=EXECUTOR)] = ExecutorChoice.local,
+    address: Annotated[str | None, typer.Option(help=ADDRESS)] = None,
     client_counts: Annotated[str | None, typer.Option(help="Numbers of clients, as in 2,4.")] = None,
     partitions: Annotated[str | None, typer.Option(help=PARTITIONS)] = None,
     alpha: Annotated[float | None, typer.Option(help=ALPHA)] = None,
@@ -95,6 +114,8 @@ def study(
     """
     from fedlib.study import run_study  # here: --help must not wait for torch
 
+    if address and executor is not ExecutorChoice.ray:
+        raise UserError(f"--address {address}: expected with --executor ray only")
     tasks = ["classification", "segmentation"] if task is TaskChoice.all else [task.value]
     given = {"client_counts": client_counts, "partitions": partitions, "alpha": alpha,
              "group_column": group_column, "rounds": rounds, "local_epochs": local_epochs,
@@ -104,7 +125,7 @@ def study(
     given |= dict(map(_setting, settings or []))
     common = given | {"profile": profile.value, "data_dir": data, "out_dir": out, "seed": list(range(1, seeds + 1))}
     studies = [StudyConfig.make(task=name, **common) for name in tasks]
-    problems = run_study(studies, jobs)
+    problems = run_study(studies, jobs, executor.value, address)
     for problem in problems:
         typer.echo(f"FAILED: {problem}", err=True)
     typer.echo(f"Open {_relative(studies[0].out_dir / 'index.html')}")

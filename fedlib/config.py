@@ -27,6 +27,7 @@ Engine = Literal["inprocess", "ray", "deployment"]
 KRUM_CLIENTS = 5
 """2 f + 3 with one bad client (f = 1): Blanchard et al., 2017."""
 ProfileName = Literal["smoke", "quick", "full"]
+Precision = Literal["fp32", "bf16"]
 
 
 class UserError(ValueError):
@@ -88,7 +89,7 @@ class Training(_Frozen):
     """Channels of the first layer: 64 in the ResNet18 of the literature; doubled at each level in both models."""
     unbalance_ratio: Annotated[float, Field(ge=1)]
     """Cases of the largest client over those of the smallest in an unbalanced partition."""
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     """Arithmetic of the forward pass; weights, losses and updates are always fp32."""
 
 
@@ -192,9 +193,26 @@ class RunConfig(Training, Dealing, Federation, Evidence):
         return "-".join([*parts, f"s{self.seed}", digest[:8]])
 
 
+def native_precision() -> Precision:
+    """`bf16` where this machine's GPU, or without one its processor, computes it natively; else `fp32`.
+
+    Natively: an Ampere GPU or later; a processor with AVX512-BF16 or AMX. Where torch only emulates bf16 it saves no time.
+    """
+    import torch  # here: a command line answers without it
+
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able = torch.cpu.get_capabilities()
+        native = able.get("avx512_bf16") or able.get("amx_bf16")
+    return "bf16" if native else "fp32"
+
+
 class TaskProfile(Training):
     """The sizes that go together for one task: training, the grid of runs, and the synthetic set they suit."""
 
+    precision: Precision | Literal["auto"]
+    """auto: what the machine that plans the runs computes fastest, `native_precision`; a run says which it was."""
     client_counts: Counts
     partitions: Partitions
     synthetic_cases: Positive
@@ -276,9 +294,13 @@ class StudyConfig(TaskProfile, Dealing, Federation, Evidence):
         """Where the prepared set is: data_dir, or the synthetic set's place under out_dir."""
         return self.data_dir or self.out_dir / "data" / self.task
 
+    def on_this_machine(self) -> "StudyConfig":
+        """This study with `precision = auto` decided, so that it stands for the same runs on every machine."""
+        return self.model_copy(update={"precision": native_precision()}) if self.precision == "auto" else self
+
     def runs(self, data_fingerprint: str, modes: tuple[Mode, ...] = Mode.__args__) -> list[RunConfig]:
         """Every run of the grid, in the order it is carried out: centralized, then local and federated by K."""
-        shared = self.model_dump(include={*Training.model_fields, *Evidence.model_fields}) | {
+        shared = self.on_this_machine().model_dump(include={*Training.model_fields, *Evidence.model_fields}) | {
             "task": self.task, "data_fingerprint": data_fingerprint}  # fmt: skip
         needs: dict[str, dict[str, Any]] = {
             "label_skew": {"alpha": self.alpha}, "by_group": {"group_column": self.group_column}}  # fmt: skip

@@ -25,12 +25,12 @@ KEPT = ("title", "synthetic", "choices", "counts")
 
 
 def remember_study(study: StudyConfig, data: PreparedSet) -> None:
-    """Keep in study.json what the report needs to know: the configuration of each task and its data."""
+    """Keep in study.json what the report needs to know: the configuration of each task, decided, and its data."""
     path = study.out_dir / "study.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     described = {name: data.manifest[name] for name in KEPT if name in data.manifest} | {"fingerprint": data.fingerprint}
     described |= {split: len(data.split(split)) for split in ("train", "val", "test")}
-    known[study.task] = {"study": json.loads(study.model_dump_json(by_alias=True)), "data": described}
+    known[study.task] = {"study": json.loads(study.on_this_machine().model_dump_json(by_alias=True)), "data": described}
     write_atomically(path, json.dumps(known, indent=2))
 
 

@@ -15,14 +15,17 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from fedlib.config import ROOT, RunConfig, StudyConfig, UserError
 from fedlib.data import PreparedSet, find_prepared, open_prepared
+from fedlib.executors import check_ray, run_on_ray
 from fedlib.pages import render_notebook
 from fedlib.partition import clients_of
 from fedlib.report import missing_runs, remember_study, write_index
@@ -76,24 +79,30 @@ class Job:
         return len(finished) == len(configs) and all(status.stat().st_mtime <= executed_at for status in finished)
 
 
-def run_study(studies: list[StudyConfig], n_jobs: int = 1) -> list[str]:
+def run_study(studies: list[StudyConfig], n_jobs: int = 1, executor: str = "local", address: str | None = None) -> list[str]:
     """Carry out the studies (one per task, one out_dir) and write the report. Returns what went wrong, a line each.
 
-    Raises UserError before any training when the data or the grid of runs cannot work.
+    With executor `ray` the Ray cluster at `address` trains the runs, before the notebooks that tell of them; a run that
+    fails there is tried once more by its notebook.
+    Raises UserError before any training when the data, the grid of runs or the cluster cannot work.
     """
     if not NOTEBOOKS.is_dir():
         raise UserError(f"{NOTEBOOKS}: no notebooks there; run from a checkout of the repository (pip install -e .)")
     for study in studies:
         if study.data_dir:
             check(study)
+    if executor == "ray":
+        check_ray(studies, address)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill stops the children too
+    threads = torch.get_num_threads()
     if n_jobs > 1:
-        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // n_jobs))
+        threads = max(1, (os.cpu_count() or 1) // n_jobs)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     problems: list[str] = []
     with (
         _alone(studies[0].out_dir),
         _Bar(studies) as bar,
-        ProcessPoolExecutor(n_jobs, multiprocessing.get_context("spawn")) as pool,
+        _pool(n_jobs) as pool,
     ):
         for stage in STAGES:
             todo = [Job(study, notebook) for study in studies for notebook in stage]
@@ -102,10 +111,36 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1) -> list[str]:
                 studies = [study for study in studies if find_prepared(study.prepared_dir, study.task)]
                 for study in studies:
                     remember_study(study, check(study))
+                if executor == "ray":
+                    run_on_ray(studies, threads, address, lambda: bar.show([]))
     if studies:
         problems += [f"{run['run_id']}: {run['why']}" for study in studies for run in _missing(study)]
         write_index(studies[0].out_dir)
     return problems
+
+
+def _pool(n_jobs: int) -> ProcessPoolExecutor:
+    """Processes for `n_jobs` notebooks at a time; where there are several GPUs, each sees one of them, dealt in turn."""
+    spawn = multiprocessing.get_context("spawn")
+    gpus = _gpus()
+    if n_jobs == 1 or len(gpus) < 2:
+        return ProcessPoolExecutor(n_jobs, spawn)
+    free = spawn.SimpleQueue()
+    for gpu in islice(cycle(gpus), n_jobs):
+        free.put(gpu)
+    return ProcessPoolExecutor(n_jobs, spawn, _take_gpu, (free,))
+
+
+def _gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else list(map(str, range(count)))
+
+
+def _take_gpu(free: "multiprocessing.SimpleQueue[str]") -> None:
+    """What a process of the pool does first: from now on it, and the kernels that it starts, see this GPU alone."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = free.get()
 
 
 @contextmanager

@@ -12,9 +12,12 @@ from tests.helpers import python
 def pytest_collection_modifyitems(items):
     """Tests that share what is costly to make, a study or a module's fixtures, run in one process (pytest -n 2)."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("smoke" if "smoke" in item.fixturenames else item.module.__name__))
+        module = item.module.__name__
+        item.add_marker(pytest.mark.xdist_group("smoke" if "smoke" in item.fixturenames else TOGETHER.get(module, module)))
 
 
+TOGETHER = {"tests.test_executors": "tests.test_engines"}
+"""Both see to it that no process of Ray is left."""
 TASKS = ("classification", "segmentation")
 CASES = {"classification": 48, "segmentation": 10}
 

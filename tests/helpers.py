@@ -1,18 +1,22 @@
 """What several test modules need: the commands as a user types them, and small configurations."""
 
 import functools
+import os
+import re
 import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedlib.config import ROOT, RunConfig
 from fedlib.data import PreparedSet
 from fedlib.runs import Run
 
+RAY = re.compile(r"raylet|gcs_server|^ray::")
 SIZES = {
     "rounds": 2,
     "local_epochs": 1,
@@ -65,3 +69,18 @@ def files_of_at_most(n: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def ray_processes() -> list[str]:
+    """Commands of what Ray runs on this machine; workers need a moment to see that their raylet is gone."""
+    until = time.monotonic() + 120
+    while (found := list(filter(RAY.search, commands()))) and time.monotonic() < until:
+        os.sched_yield()
+    return found
+
+
+def commands() -> Iterator[str]:
+    """Command lines of all processes."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it ended while we looked
+            yield path.read_bytes().replace(b"\0", b" ").decode(errors="replace")

@@ -121,7 +121,7 @@ def test_runs_lists_every_run_with_its_score(command, smoke):
 
 
 def test_a_failed_run_is_exit_code_1_and_named(command, monkeypatch, tmp_path):
-    monkeypatch.setattr(study, "run_study", lambda studies, jobs: ["run-7: OSError: disk full"])
+    monkeypatch.setattr(study, "run_study", lambda *_: ["run-7: OSError: disk full"])
     code, _, said = command("study", "--profile", "smoke", "--out", tmp_path)
     assert code == 1
     assert [line for line in said if "run-7" in line and "disk full" in line]
@@ -139,13 +139,14 @@ def test_ctrl_c_is_exit_code_130_and_says_how_to_go_on(command, monkeypatch, tmp
 
 def test_options_reach_the_study(command, monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(study, "run_study", lambda studies, jobs: seen.extend([*studies, jobs]) or [])
+    monkeypatch.setattr(study, "run_study", lambda studies, *where: seen.extend([studies, where]) or [])
     options = ["--client-counts", "2,4", "--partitions", "balanced", "--rounds", 3, "--seeds", 2, "--jobs", 2]
+    options += ["--executor", "ray", "--address", "head:6379"]
     options += ["--alpha", 0.1, "--group-column", "scanner"]
     options += ["--margin-accuracy", 0.1, "--margin-sensitivity", 0.2, "--margin-dice", 0.03, "--significance", 0.01]
     assert command("study", "--profile", "smoke", "--out", tmp_path, *options)[0] == 0
-    *studies, jobs = seen
-    assert jobs == 2
+    studies, where = seen
+    assert where == (2, "ray", "head:6379")
     assert [each.task for each in studies] == ["classification", "segmentation"]
     for each in studies:
         assert (each.client_counts, each.partitions, each.rounds, each.seeds) == ((2, 4), ("balanced",), 3, (1, 2))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -207,3 +208,29 @@ def test_folders_do_not_depend_on_where_the_kernel_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study = StudyConfig.make(out_dir="here", data_dir="there")
     assert (study.out_dir, study.data_dir) == (tmp_path / "here", tmp_path / "there")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "processor", "expected"),
+    [
+        (True, {}, "bf16"),
+        (False, {"avx512_bf16": True}, "fp32"),
+        (None, {"avx512_bf16": True}, "bf16"),
+        (None, {"amx_bf16": True}, "bf16"),
+        (None, {"avx512_f": True, "avx512_bf16": False}, "fp32"),
+        (None, {"architecture": "arm64"}, "fp32"),
+    ],
+)
+def test_auto_is_bf16_where_the_gpu_or_else_the_processor_has_it(gpu, processor, expected, monkeypatch):
+    """gpu: whether there is one that has bf16; None: there is none."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu or including_emulation)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
+    asked = StudyConfig.make(precision="auto")
+    assert {run.precision for run in asked.runs("ff")} == {asked.on_this_machine().precision} == {expected}
+    assert asked.runs("ff") == asked.but(precision=expected).runs("ff"), "a run says what was really used"
+
+
+def test_a_run_holds_a_precision_and_no_wish():
+    with pytest.raises(ValueError, match="'fp32' or 'bf16'"):
+        RunConfig(**BASE | {"precision": "auto"})

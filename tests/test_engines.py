@@ -1,11 +1,5 @@
 """The engines: whatever runs the clients, the bits are the same, a failure is named, and nothing is left behind."""
 
-import os
-import re
-import time
-from contextlib import suppress
-from pathlib import Path
-
 import pytest
 
 import fedlib.client
@@ -13,9 +7,7 @@ from fedlib import engines, experiment, statistics
 from fedlib.config import UserError
 from fedlib.federation import FederationError
 from fedlib.runs import RunStore
-from tests.helpers import outcome, run_config
-
-RAY = re.compile(r"raylet|gcs_server|^ray::")
+from tests.helpers import outcome, ray_processes, run_config
 
 
 def without(run, *names):
@@ -26,20 +18,6 @@ def both(data, out, **changes):
     """The same run in this process and in Ray."""
     runs = [run_config(data, "federated", engine=engine, **changes) for engine in ("inprocess", "ray")]
     return [experiment.run(config, data, RunStore(out)) for config in runs]
-
-
-def ray_processes() -> list[str]:
-    """Commands of what Ray runs on this machine; workers need a moment to see that their raylet is gone."""
-    until = time.monotonic() + 120
-    while (found := list(filter(RAY.search, commands()))) and time.monotonic() < until:
-        os.sched_yield()
-    return found
-
-
-def commands():
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # it ended while we looked
-            yield path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
 
 
 def test_ray_ends_with_the_same_bits(images, tmp_path):

@@ -291,3 +291,13 @@ def test_a_damaged_study_json_is_refused_in_one_line(tmp_path, text):
     with pytest.raises(UserError, match=r"study\.json: damaged") as caught:
         report.write_report(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_study_is_remembered_with_the_precision_it_was_made_in(tmp_path, images, monkeypatch):
+    study = StudyConfig.make(profile="smoke", precision="auto", out_dir=tmp_path)
+    monkeypatch.setattr("fedlib.config.native_precision", lambda: "bf16")
+    report.remember_study(study, images)
+    made = study.runs(images.fingerprint)
+    monkeypatch.setattr("fedlib.config.native_precision", lambda: "fp32")  # the report is made again on an older machine
+    assert planned(tmp_path, "classification") == made
+    assert {run.precision for run in made} == {"bf16"}

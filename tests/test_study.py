@@ -9,6 +9,7 @@ import time
 
 import pandas as pd
 import pytest
+import torch
 
 from fedlib import study
 from fedlib.config import StudyConfig
@@ -166,3 +167,38 @@ def test_two_jobs_at_once_give_the_same_results(tmp_path, prepared):
     pd.testing.assert_frame_equal(results(one), results(two))
     configured = StudyConfig.make(profile="smoke", task="segmentation", partitions="balanced", out_dir=two)
     assert missing_runs(two, configured, prepared["segmentation"].fingerprint) == []
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "jobs", "expected"),
+    [
+        (None, 2, 2, ["0", "1"]),
+        (None, 2, 3, ["0", "1", "0"]),
+        (None, 4, 2, ["0", "1"]),
+        ("3,5", 2, 2, ["3", "5"]),
+        ("GPU-8a,GPU-8b,GPU-8c", 2, 3, ["GPU-8a", "GPU-8b", "GPU-8a"]),
+        (None, 1, 2, []),
+        (None, 2, 1, []),
+        ("", 0, 2, []),
+    ],
+)
+def test_jobs_take_a_gpu_each_in_turn(visible, count, jobs, expected, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    pools = []
+    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda *arguments: pools.append(arguments[2:]))
+    study._pool(jobs)
+    taken = []
+    for _ in expected:
+        (take, (free,)) = pools[0]
+        take(free)
+        taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert taken == expected
+    assert bool(pools[0]) == bool(expected)
+
+
+def test_a_job_s_process_sees_its_gpu_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with study._pool(2) as pool:
+        assert pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result() in ("0", "1")

@@ -1,15 +1,17 @@
 """The training loop: its bits come from seed, client and round alone, its cases are seen equally often, it fails loud."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from fedlib import tasks
 from fedlib.config import UserError
-from fedlib.data import PreparedSet
+from fedlib.data import PreparedSet, describe
 from fedlib.runs import state_sha256
 from fedlib.training import evaluate, initial_model, learning_rate, stream_seed, train_round
-from tests.helpers import run_config
+from tests.helpers import python, run_config
 
 
 def trained(data, config, client=0, round_number=1):
@@ -108,3 +110,48 @@ def test_half_precision_trains_too(data):
     done = train_round(model, data, data.split("train"), config, 0, 1)
     assert np.isfinite(done["loss"])
     assert {p.dtype for p in model.parameters()} == {torch.float32}, "weights stay fp32"
+
+
+MEMORY = 1 << 30
+"""Bytes that a process may hold for itself: what it imports takes a third."""
+BOUNDED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[3]),) * 2)
+import json
+
+import numpy as np
+from fedlib.config import RunConfig
+from fedlib.data import batches, open_prepared
+from fedlib.training import evaluate, initial_model, train_round
+
+config, data = RunConfig.model_validate_json(sys.argv[1]), open_prepared(sys.argv[2])
+rows = data.split("train")
+try:
+    np.array(data.images)
+except MemoryError:
+    print("too large")
+seen = sum(len(data.tensors(batch)[0]) for batch in batches(rows, 64))
+model = initial_model(config, data)
+trained = train_round(model, data, rows[::256], config, 0, 1)
+print(seen, trained["n"], len(evaluate(model, data, rows[::512], config)))
+"""
+
+
+@pytest.mark.slow
+def test_a_prepared_set_larger_than_memory_trains(images, tmp_path):
+    """Every image is read, a round is trained on a client's share, in a process that could not hold the images."""
+    n, side = 20480, 256
+    shape = (n, 1, side, side)
+    pixels = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.uint8, shape)  # black ones take no disk space
+    pixels[::256] = np.random.default_rng(1).integers(0, 256, (n // 256, *shape[1:]))
+    pixels.flush()
+    assert pixels.nbytes > MEMORY
+    np.save(tmp_path / "labels.npy", np.arange(n) % len(images.classes))
+    table = images.cases.iloc[np.arange(n) % len(images.cases)]
+    table.assign(case=[f"case{row}" for row in range(n)], split="train").to_csv(tmp_path / "cases.csv", index=False)
+    paths = {name: tmp_path / name for name in ("images.npy", "labels.npy", "cases.csv")}
+    (tmp_path / "manifest.json").write_text(json.dumps(describe(paths, images.manifest)))
+    config = run_config(images, "centralized")
+    done = python("-c", BOUNDED, config.model_dump_json(), tmp_path, MEMORY)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split("\n")[:2] == ["too large", f"{n} {n // 256} {n // 512}"]

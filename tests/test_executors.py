@@ -1,0 +1,121 @@
+"""Runs as tasks of a Ray cluster: the same results, a failure named, an interruption mended, nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from fedlib import executors, study
+from fedlib.config import StudyConfig, UserError
+from fedlib.report import remember_study
+from fedlib.runs import RunStore
+from tests.helpers import commands, python, ray_processes, started
+from tests.test_study import COMMAND, DEADLINE, results, wait_for
+
+ONE_CORE = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of a cluster of two nodes, here both on this machine, with a core each."""
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        nodes.add_node(num_cpus=1)
+        yield nodes.address
+    finally:
+        nodes.shutdown()
+    assert ray_processes() == []
+
+
+@pytest.fixture(scope="module")
+def given(prepared):
+    return "--partitions", "balanced", "--rounds", 4, "--data", prepared["segmentation"].folder.parent
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, given):
+    """Results of the study as it is without Ray."""
+    out = tmp_path_factory.mktemp("plain") / "study"
+    done = python(*COMMAND, out, *given, env=ONE_CORE)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return results(out)
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_results_of_a_plain_study_and_goes_on_after_ctrl_c(cluster, plain, given, tmp_path):
+    out = tmp_path / "study"
+    command = [str(each) for each in (*COMMAND, out, *given, "--executor", "ray", "--address", cluster)]
+    process = started([sys.executable, *command], stderr=subprocess.DEVNULL, start_new_session=True, env=ONE_CORE)
+    try:
+        wait_for(lambda: any(run.done for run in RunStore(out).all()), process)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(DEADLINE) == 130
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert [command for command in commands() if command.startswith("ray::_carry_out")] == []
+    stopped = RunStore(out).all()
+    assert {run.status["state"] for run in stopped} <= {"done", "queued"}
+    finished = {run.folder: (run.folder / "status.json").stat().st_mtime_ns for run in stopped if run.done}
+    assert 0 < len(finished) < 3, "it was stopped in the middle"
+    again = python(*command, env=ONE_CORE)
+    assert again.returncode == 0, again.stderr[-2000:]
+    pd.testing.assert_frame_equal(results(out), plain, check_exact=True)
+    assert {folder: (folder / "status.json").stat().st_mtime_ns for folder in finished} == finished, "not trained again"
+    for page in out.glob("segmentation/0[23]*.ipynb"):
+        assert "read from the run store" in page.read_text(), "the cluster trained, not the notebook"
+
+
+@pytest.fixture
+def small(tmp_path, prepared):
+    """A study whose data and folder are there, as they are when its runs begin."""
+    data = prepared["segmentation"]
+    parameters = {"client_counts": 2, "partitions": "balanced", "rounds": 1, "data_dir": data.folder}
+    made = StudyConfig.make(profile="smoke", task="segmentation", out_dir=tmp_path, **parameters)
+    remember_study(made, data)
+    return made
+
+
+@pytest.mark.slow
+def test_a_failed_run_does_not_stop_the_others(cluster, small):
+    failing, *others = small.runs(executors.open_prepared(small.prepared_dir).fingerprint)
+    store = RunStore(small.out_dir)
+    (store.folder / failing.run_id / "weights.safetensors").mkdir(parents=True)  # a folder where the weights belong
+    executors.run_on_ray([small], 1, cluster, lambda: None)
+    assert len(store.done(others)) == len(others) == 2
+    assert "weights.safetensors" in store.get(failing.run_id).status["error"]
+
+
+@pytest.mark.slow
+def test_a_node_that_does_not_share_the_folder_or_has_too_few_cores_is_refused(cluster, small, monkeypatch):
+    with pytest.raises(UserError, match="a run gets 2 cores .* the largest node has 1; expected a larger --jobs"):
+        executors.run_on_ray([small], 2, cluster, lambda: None)
+    monkeypatch.setattr(executors, "_seal", lambda folder: "another")  # in this process, as on another machine
+    with pytest.raises(UserError, match="node .*: .* is another folder there; expected .* that all nodes share"):
+        executors.run_on_ray([small], 1, cluster, lambda: None)
+    assert RunStore(small.out_dir).all() == []
+
+
+def test_an_address_that_nobody_answers_is_one_line(small):
+    with pytest.raises(UserError, match="--address 127.0.0.1:1: no Ray cluster answers there .*; expected HOST:PORT"):
+        study.run_study([small], executor="ray", address="127.0.0.1:1")
+    with pytest.raises(UserError, match="--address nonsense: no Ray cluster answers there"):
+        study.run_study([small], executor="ray", address="nonsense")
+
+
+def test_ray_that_is_missing_or_asked_for_twice_is_one_line(small, monkeypatch):
+    with pytest.raises(UserError, match="--engine ray: with --executor ray a run is one process on one node"):
+        executors.check_ray([small.but(engine="ray")], None)
+    monkeypatch.setattr(executors.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--executor ray: Ray is not installed; expected: pip install -e '\.\[ray\]'"):
+        executors.check_ray([small], None)
+
+
+def test_an_address_without_ray_is_refused():
+    done = python(*COMMAND, "nowhere", "--address", "127.0.0.1:6379")
+    assert (done.returncode, done.stderr) == (2, "error: --address 127.0.0.1:6379: expected with --executor ray only\n")
