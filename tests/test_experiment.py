@@ -49,10 +49,10 @@ def test_every_arm_has_the_same_budget_and_learns_from_training_cases_only(data,
     config, steps, learnt = run_config(data, mode, local_epochs=2), [], []
     read, step = PreparedSet.tensors, torch.optim.AdamW.step
 
-    def watched(own, rows):
+    def watched(own, rows, *where):
         if not torch.is_inference_mode_enabled():  # scoring reads other splits
             learnt.extend(rows.tolist())
-        return read(own, rows)
+        return read(own, rows, *where)
 
     monkeypatch.setattr(PreparedSet, "tensors", watched)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda own, *given: steps.append(1) or step(own, *given))
@@ -68,9 +68,9 @@ def test_the_test_split_is_touched_once_after_all_training(data, tmp_path, monke
     test, order = set(data.split("test").tolist()), []
     read = PreparedSet.tensors
 
-    def watched(own, rows):
+    def watched(own, rows, *where):
         order.append(bool(test & set(rows.tolist())))
-        return read(own, rows)
+        return read(own, rows, *where)
 
     monkeypatch.setattr(PreparedSet, "tensors", watched)
     run = experiment.run(run_config(data, mode), data, RunStore(tmp_path))
