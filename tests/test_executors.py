@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -12,8 +10,8 @@ from fedlib import executors, study
 from fedlib.config import StudyConfig, UserError
 from fedlib.report import remember_study
 from fedlib.runs import RunStore
-from tests.helpers import commands, python, ray_processes, started
-from tests.test_study import COMMAND, DEADLINE, results, wait_for
+from tests.helpers import commands, python, ray_processes
+from tests.test_study import COMMAND, results, stop_in_the_middle
 
 ONE_CORE = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -47,23 +45,18 @@ def plain(tmp_path_factory, given):
 
 
 @pytest.mark.slow
-def test_a_cluster_gives_the_results_of_a_plain_study_and_goes_on_after_ctrl_c(cluster, plain, given, tmp_path):
-    out = tmp_path / "study"
-    command = [str(each) for each in (*COMMAND, out, *given, "--executor", "ray", "--address", cluster)]
-    process = started([sys.executable, *command], stderr=subprocess.DEVNULL, start_new_session=True, env=ONE_CORE)
-    try:
-        wait_for(lambda: any(run.done for run in RunStore(out).all()), process)
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(DEADLINE) == 130
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert [command for command in commands() if command.startswith("ray::_carry_out")] == []
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=lambda how: how.name)
+def test_a_cluster_gives_the_results_of_a_plain_study_and_goes_on_after_a_stop(cluster, plain, given, tmp_path, how):
+    out, options = tmp_path / "study", (*given, "--executor", "ray", "--address", cluster)
+    code = stop_in_the_middle(out, how, *options, env=ONE_CORE)
     stopped = RunStore(out).all()
-    assert {run.status["state"] for run in stopped} <= {"done", "queued"}
+    if how is signal.SIGINT:
+        assert code == 130
+        assert [command for command in commands() if command.startswith("ray::_carry_out")] == []
+        assert {run.status["state"] for run in stopped} <= {"done", "queued"}
     finished = {run.folder: (run.folder / "status.json").stat().st_mtime_ns for run in stopped if run.done}
     assert 0 < len(finished) < 3, "it was stopped in the middle"
-    again = python(*command, env=ONE_CORE)
+    again = python(*COMMAND, out, *options, env=ONE_CORE)
     assert again.returncode == 0, again.stderr[-2000:]
     pd.testing.assert_frame_equal(results(out), plain, check_exact=True)
     assert {folder: (folder / "status.json").stat().st_mtime_ns for folder in finished} == finished, "not trained again"

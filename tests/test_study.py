@@ -106,10 +106,10 @@ def wait_for(condition, process):
         raise AssertionError(f"ended with {process.returncode} before it could be stopped")
 
 
-def stop_in_the_middle(out, how):
+def stop_in_the_middle(out, how, *given, **options):
     """Start a study, stop it by a signal as soon as one run is done, and give its exit code."""
-    command = [sys.executable, *COMMAND, str(out)]
-    process = started(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    command = [sys.executable, *COMMAND, str(out), *map(str, given)]
+    process = started(command, stderr=subprocess.DEVNULL, start_new_session=True, **options)
     try:
         wait_for(lambda: any(run.done for run in RunStore(out).all()), process)
         os.kill(process.pid, how) if how == signal.SIGKILL else os.killpg(
