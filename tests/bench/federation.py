@@ -1,4 +1,4 @@
-"""make bench: what a federation costs, side by side in one run. Writes reports/bench/federation.json.
+"""make bench: what a federation costs, side by side in one run. Writes reports/bench/federation-PART.json.
 
 1. Federated over centralized training time at equal samples, for each number of clients, in this process.
 2. The same run in this process and under Ray, its start included.
@@ -128,35 +128,43 @@ def peak(config: str, data_dir: str, folder: str) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
+def costs(sets: Path, folder: Path) -> dict[str, list[dict]]:
+    """What messages cost by themselves: few and small images, so that training is next to nothing."""
+    data = prepared("classification", 160, 32, sets)
+    return {"a round that trains nothing": empty_rounds(data, folder), "peak memory, ResNet18": peaks(data, folder)}
+
+
+def compared(task: str, profile: str, repeats: int, sets: Path, folder: Path) -> dict[str, dict]:
+    """Federated against centralized; on a CPU Ray against this process, too."""
+    size = StudyConfig.make(task=task, profile=profile).size
+    data = prepared(task, CASES[profile][task], size, sets)
+    found = {"over centralized": against_centralized(grid_of(task, data, folder, profile=profile), data, folder, repeats)}
+    if profile == "quick":
+        found["Ray over this process"] = against_ray(task, data, folder)
+    return found
+
+
 def main() -> None:
-    """Measure, print tables, write the JSON."""
+    """Measure, print tables, write a JSON for each part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--profile", default="quick", help="full: for a GPU, against centralized only")
+    parser.add_argument("--part", choices=("classification", "segmentation", "costs"), action="append", help="default: all")
     parser.add_argument("--folder", type=Path, help="where phantoms are kept from one call to the next")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
         return peak(*options.peak)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    report: dict = {"device": device, "threads": torch.get_num_threads(), "profile": options.profile}
+    about = {"device": device, "threads": torch.get_num_threads(), "profile": options.profile}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for task, cases in CASES[options.profile].items():
-            size = StudyConfig.make(task=task, profile=options.profile).size
-            data = prepared(task, cases, size, options.folder or folder)
-            arms = grid_of(task, data, folder, profile=options.profile)
-            report[task] = {"over centralized": against_centralized(arms, data, folder, options.repeats)}
-            if options.profile == "quick":
-                report[task]["Ray over this process"] = against_ray(task, data, folder)
-            for title, found in report[task].items():
-                show(f"{task}: {title}", [{"": name, **row} for name, row in found.items()])
-            if options.profile == "quick" and task == "classification":
-                report["a round that trains nothing"] = empty_rounds(data, folder)
-                report["peak memory, ResNet18"] = peaks(data, folder)
-                for title in ("a round that trains nothing", "peak memory, ResNet18"):
-                    show(title, report[title])
-    write("federation", report)
+        where = options.folder or Path(temporary), Path(temporary)
+        for part in options.part or ("classification", "segmentation", "costs"):
+            found = costs(*where) if part == "costs" else compared(part, options.profile, options.repeats, *where)
+            for title, rows in found.items():
+                named = [{"": name, **row} for name, row in rows.items()] if isinstance(rows, dict) else rows
+                show(f"{part}: {title}", named)
+            write(f"federation-{part}", about | found)
 
 
 if __name__ == "__main__":
