@@ -31,6 +31,9 @@ class LiveArray(Array):
         return buffer.getvalue()
 
 
+LiveArray.__qualname__ = Array.__qualname__  # Flower writes it into what it sends: the other side is to read its own Array
+
+
 def record_of(arrays: dict[str, Array]) -> ArrayRecord:
     """A record of these very arrays; Flower's constructor would make bytes of each."""
     record = ArrayRecord()

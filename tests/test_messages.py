@@ -22,6 +22,8 @@ KINDS = st.sampled_from(["float32", "float16", "int64"])
 def test_a_live_array_is_flowers_on_the_wire(values):
     live, plain = LiveArray(values), Array(values)
     assert [getattr(live, name) for name in FIELDS] == [getattr(plain, name) for name in FIELDS]
+    assert live.object_id == plain.object_id, "what a SuperLink stores it under"
+    assert live.deflate() == plain.deflate()
     there = recorddict_from_proto(recorddict_to_proto(RecordDict({"arrays": record_of({"w": live})})))
     assert type(there["arrays"]["w"]) is Array
     np.testing.assert_array_equal(there["arrays"]["w"].numpy(), values)
