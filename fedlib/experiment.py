@@ -81,8 +81,8 @@ def predict(run: Run, data: PreparedSet, rows: np.ndarray) -> np.ndarray:
 
     Where each client has its own model, that of the first."""
     model = load_model(run, data, 0 if run.config.models_apart else None).eval()
-    images, _ = data.tensors(rows)
-    return model(images.to(device())).argmax(1).cpu().numpy()
+    images, _ = data.tensors(rows, device())
+    return model(images).argmax(1).cpu().numpy()
 
 
 def _train_apart(config: RunConfig, data: PreparedSet, record: RunRecord) -> None:

@@ -85,7 +85,7 @@ def gradient_agreement(config: RunConfig, data: PreparedSet) -> pd.DataFrame:
     for rows in clients_of(config, data):
         model.zero_grad()
         for batch in batches(rows, 4 * config.batch_size):
-            images, labels = (tensor.to(device()) for tensor in data.tensors(batch))
+            images, labels = data.tensors(batch, device())
             (loss_function(model(images), labels) * len(batch) / len(rows)).backward()
         gradients.append(torch.cat([weight.grad.reshape(-1) for weight in model.parameters()]).cpu())
     directions = torch.nn.functional.normalize(torch.stack(gradients), dim=1)  # (K, weights)
@@ -148,7 +148,7 @@ def occlusion(run: Run, data: PreparedSet, rows: np.ndarray) -> np.ndarray:
     model = load_model(run, data).eval()
     side = max(4, 3 * data.images.shape[-1] // 16)
     seen = OcclusionSensitivity(model, side, n_batch=128, overlap=0.5, mode="mean_img", verbose=False, activate=False)
-    images, maps = data.tensors(rows)[0].to(device()), []
+    images, maps = data.tensors(rows, device())[0], []
     for image in images:
         with torch.inference_mode():
             logits = model(image[None])[0]
