@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from data_prep.sources import prepare_synthetic
 from fedlib.data import PreparedSet
@@ -18,8 +19,20 @@ def pytest_collection_modifyitems(items):
 
 TOGETHER = {"tests.test_executors": "tests.test_engines"}
 """Both see to it that no process of Ray is left."""
+CHROMIUM = "/usr/bin/chromium"
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+QUIET += ["--disable-background-networking", "--disable-component-update"]
 TASKS = ("classification", "segmentation")
 CASES = {"classification": 48, "segmentation": 10}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's chromium, headless, asking nobody for anything by itself."""
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="session")

@@ -5,28 +5,16 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import sync_playwright
 
 from fedlib import report, tasks
 from fedlib.runs import RunStore
 from tests.made_up import made_up
 
-CHROMIUM = "/usr/bin/chromium"
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-QUIET += ["--disable-background-networking", "--disable-component-update"]
 PAGES = ["index.html", *(f"{task}/{notebook}" for task in tasks.TASKS for notebook in (
     "01_data_preparation.html", "02_centralized_training.html", "03_federated_simulation.html", "04_compare_results.html"
 ))]  # fmt: skip
 PHONE, DESK, WIDE = 375, 1280, 1920
 VISIBLE = "all => all.filter(one => !one.hidden).map(one => [one.innerHTML, one.dataset.caption])"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield chromium
-        chromium.close()
 
 
 class Watched:

@@ -3,10 +3,8 @@
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
-from playwright.sync_api import sync_playwright
 
 from fedlib.pages import render_notebook
-from tests.browser.test_pages import CHROMIUM, QUIET
 from tests.helpers import python
 
 WIDGETS = 5
@@ -44,14 +42,6 @@ def executed(prepared, tmp_path_factory):
     done = python("-m", "papermill", source, output, "--no-progress-bar")
     assert done.returncode == 0, done.stderr[-2000:]
     return output
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield chromium
-        chromium.close()
 
 
 def saved_in_jupyterlab(executed):

@@ -11,10 +11,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from fedlib.config import ROOT
-from tests.browser.test_pages import CHROMIUM, QUIET
 
 PATIENCE = 300_000
 """Milliseconds for a notebook in the smoke profile, on a machine that may be busy."""
@@ -77,20 +75,12 @@ def lab(tmp_path_factory):
         server.process.kill()
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        browser.close()
-
-
 class Opened:
     """A notebook in a tab of JupyterLab."""
 
-    def __init__(self, chromium, lab: Lab, name: str):
+    def __init__(self, browser, lab: Lab, name: str):
         self.asked, self.lab = [], lab
-        self.context = chromium.new_context(viewport={"width": 1400, "height": 1000})
+        self.context = browser.new_context(viewport={"width": 1400, "height": 1000})
         self.context.set_default_timeout(PATIENCE)
         self.context.route("**/*", self._only_the_lab)
         self.page = self.context.new_page()
@@ -142,11 +132,11 @@ class Opened:
 
 
 @pytest.fixture
-def opened(chromium, lab):
+def opened(browser, lab):
     tabs = []
 
     def open_notebook(name: str) -> Opened:
-        tabs.append(Opened(chromium, lab, name))
+        tabs.append(Opened(browser, lab, name))
         return tabs[-1]
 
     yield open_notebook
