@@ -99,6 +99,7 @@ def _settle(task: Any, config: RunConfig, study: StudyConfig) -> None:
 def _carry_out(config: str, data_dir: str, out_dir: str, seal: str, threads: int) -> str | None:
     """Train and score one run, whatever node this is. Returns why the node cannot; a run's failure is in the run store."""
     torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ray.cancel is one; a cluster begun with `&` ignores them
     try:
         data = open_prepared(data_dir)
         if _seal(Path(out_dir)) != seal:
