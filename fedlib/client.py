@@ -17,12 +17,12 @@ from flwr.clientapp.typing import ClientAppCallable
 from fedlib import tasks
 from fedlib.config import RunConfig, UserError
 from fedlib.data import PreparedSet, open_prepared
-from fedlib.messages import cast, packed
+from fedlib.messages import cast, live, packed
 from fedlib.partition import clients_of
 from fedlib.privacy import locally_private
 from fedlib.runs import ClientMemory
 from fedlib.strategies import CONTROL, ControlVariate, proximal
-from fedlib.training import evaluate, initial_model, train_round
+from fedlib.training import evaluate, initial_model, train_round, working_copy
 
 RAISED = 2
 """Flower's code for a ClientApp that raised an exception."""
@@ -59,10 +59,14 @@ class Turn:
         return _clients(self.config, self.data.folder)[self.client]
 
     def model(self, message: Message, before: int) -> torch.nn.Module:
-        """The model of this turn: the weights that were sent, and what the client kept before round `before`."""
+        """The model of this turn: the weights that were sent, and what the client kept before round `before`.
+
+        In memory of its own: what the last turn trained may still be on its way, and is not copied for it.
+        """
         model, own = _start(self.config, self.data.folder)
         own = own | {name: kept for name, kept in self.memory.before(before).items() if name in own}
-        model.load_state_dict(message.content["arrays"].to_torch_state_dict() | own)
+        sent = message.content["arrays"].to_torch_state_dict() | own
+        model.load_state_dict({name: working_copy(tensor, self.config) for name, tensor in sent.items()}, assign=True)
         return model
 
 
@@ -114,7 +118,8 @@ def train(message: Message, context: Context) -> Message:
         control = message.content[CONTROL].to_torch_state_dict()
         adjust = ControlVariate(model, control, turn.memory.before(turn.round))
     trained = train_round(model, turn.data, turn.rows, turn.config, turn.client, turn.round, adjust)
-    content = RecordDict({"arrays": packed(shared(turn.config, model))})
+    pack = live if turn.config.privacy == "none" else packed  # a norm adds in memory's order; C is that of every engine
+    content = RecordDict({"arrays": pack(shared(turn.config, model))})
     if isinstance(adjust, ControlVariate):
         content[CONTROL], kept = packed(adjust.change()), adjust.kept()
     if kept or turn.config.personal:

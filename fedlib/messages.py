@@ -42,8 +42,13 @@ def record_of(arrays: dict[str, Array]) -> ArrayRecord:
     return record
 
 
+def live(state: dict[str, torch.Tensor]) -> ArrayRecord:
+    """These very weights as a message carries them; on a GPU, a copy. Nobody may change them from then on."""
+    return record_of({name: LiveArray(tensor.detach().cpu().numpy()) for name, tensor in state.items()})
+
+
 def packed(state: dict[str, torch.Tensor]) -> ArrayRecord:
-    """A copy of a model's weights, or other tensors by name, as a message carries them."""
+    """A copy of a model's weights, or other tensors by name, as a message carries them, in C order."""
     return record_of({name: LiveArray(_copied(tensor.detach())) for name, tensor in state.items()})
 
 

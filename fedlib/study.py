@@ -105,7 +105,7 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1, executor: str = "loca
         _pool(n_jobs) as pool,
     ):
         for stage in STAGES:
-            todo = [Job(study, notebook) for study in studies for notebook in stage]
+            todo = [Job(study, notebook) for notebook in reversed(stage) for study in studies]  # 03 is by far the longest
             problems += _run_stage(todo, pool, n_jobs, bar)
             if stage is STAGES[0]:  # from here on there must be data, and a task without any has failed
                 studies = [study for study in studies if find_prepared(study.prepared_dir, study.task)]

@@ -36,6 +36,13 @@ def initial_model(config: RunConfig, data: PreparedSet) -> torch.nn.Module:
     return model.to(device(), memory_format=layout(config))
 
 
+def working_copy(tensor: torch.Tensor, config: RunConfig) -> torch.Tensor:
+    """A copy of a model's tensor where and as training wants it: on the device, convolutions' weights channels last."""
+    form = layout(config)
+    convolution = tensor.ndim == (4 if form is torch.channels_last else 5)
+    return tensor.to(device(), copy=True, memory_format=form if convolution else torch.preserve_format)
+
+
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A model's weights as safetensors takes them: contiguous, on the CPU. Where they are so already, they are its own."""
     return {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from fedlib import client, experiment, federation, strategies
-from fedlib.messages import LiveArray, cast, fault_of, packed, record_of, serialized_bytes
+from fedlib.messages import LiveArray, cast, fault_of, live, packed, record_of, serialized_bytes
 from fedlib.runs import RunStore
 from tests.helpers import run_config
 
@@ -35,6 +35,14 @@ def test_what_is_packed_is_a_copy_in_plain_order():
     weight += 1
     assert values.flags.c_contiguous
     assert values.ravel().tolist() == list(range(24))
+
+
+def test_live_weights_are_the_models_own():
+    weight = torch.arange(24.0).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last)
+    values = live({"w": weight})["w"].numpy()
+    assert np.shares_memory(values, weight.numpy())
+    there = recorddict_from_proto(recorddict_to_proto(RecordDict({"arrays": record_of({"w": LiveArray(values)})})))
+    np.testing.assert_array_equal(there["arrays"]["w"].numpy(), weight.numpy())
 
 
 def test_counters_stay_whole_numbers_in_half_precision():
