@@ -6,6 +6,8 @@ READY  := $(VENV)/.ready
 # Two processes, a core each; tests that share what is costly to make stay in one of them (tests/conftest.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
+NVFLARE := .venv-nvflare
+
 .PHONY: help study test test-all lab lint format bench lock clean
 .DEFAULT_GOAL := help
 
@@ -41,9 +43,15 @@ format: $(READY)  ## put code and notebooks in style
 	$(BIN)/ruff format .
 	$(BIN)/nbstripout notebooks/*.ipynb
 
-bench: $(READY)  ## speed, as ratios measured side by side; writes reports/bench/
+# NVFlare asks for other versions than ours: it is only measured against, from an environment of its own.
+$(NVFLARE):
+	$(PYTHON) -m venv $(NVFLARE)
+	$(NVFLARE)/bin/python -m pip install --quiet nvflare==2.9.0 torch==2.13.0 monai==1.6.1 || { rm -r $(NVFLARE); exit 1; }
+
+bench: $(READY) $(NVFLARE)  ## speed, as ratios measured side by side; writes reports/bench/
 	$(BIN)/python -m tests.bench.training
 	$(BIN)/python -m tests.bench.federation
+	$(BIN)/python -m tests.bench.contenders
 	$(BIN)/python -m tests.bench.deployment
 	$(BIN)/python -m tests.bench.preparation
 	$(BIN)/python -m tests.bench.notebooks
@@ -55,4 +63,4 @@ lock: $(READY)  ## write the versions of this environment into constraints.txt
 	@mv constraints.tmp constraints.txt
 
 clean:  ## remove the environment and all results
-	rm -rf $(VENV) *.egg-info reports/smoke reports/quick reports/full reports/bench
+	rm -rf $(VENV) $(NVFLARE) *.egg-info reports/smoke reports/quick reports/full reports/bench

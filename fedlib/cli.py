@@ -48,7 +48,8 @@ SET = (
     "Any other setting of a study, as often as needed: participation (share of the clients in each round), batch_norm "
     "(average, local: FedBN, group), transport (fp32, fp16), privacy (none, central, local) with noise_multiplier and "
     "clipping_norm, reply_timeout (seconds), width, precision (fp32, bf16, or auto: bf16 where this machine "
-    "computes it natively), unbalance_ratio."
+    "computes it natively), deterministic (false: a GPU may take kernels whose last bits differ from run to run), "
+    "unbalance_ratio."
 )
 
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)

@@ -91,6 +91,8 @@ class Training(_Frozen):
     """Cases of the largest client over those of the smallest in an unbalanced partition."""
     precision: Precision
     """Arithmetic of the forward pass; weights, losses and updates are always fp32."""
+    deterministic: bool = True
+    """Only kernels that give the same bits every time; a GPU may be faster without."""
 
 
 class Dealing(_Frozen):

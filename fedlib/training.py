@@ -6,6 +6,7 @@ bit, the centralized run.
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from fedlib.data import PreparedSet, batches
 WARM_UP = 0.1
 """Share of the run over which the learning rate rises (*chosen*)."""
 WEIGHT_DECAY = 0.01
+torch.utils.deterministic.fill_uninitialized_memory = False  # it looks for bugs, and we read no memory before it is written
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS has no deterministic kernels
 
 
 def device() -> torch.device:
@@ -72,19 +75,20 @@ def train_round(
     plan = [batch for _ in range(config.local_epochs) for batch in batches(rows, config.batch_size, generator)]
     totals = torch.zeros(2, device=device())  # read once, at the end: a GPU must not be waited for at every step
     model.train()
-    for step, batch in enumerate(plan):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, round_number - 1 + (step + 0.5) / len(plan))
-        images, labels = task.augment(*data.tensors(batch, device()), generator)
-        with arithmetic(config):
-            logits = model(images.contiguous(memory_format=layout(config)))
-            loss = loss_function(logits.float(), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        if adjust:
-            adjust()
-        optimizer.step()
-        totals += len(batch) * torch.stack([loss.detach(), task.training_metric(logits.detach(), labels)])
+    with kernels(config):
+        for step, batch in enumerate(plan):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, round_number - 1 + (step + 0.5) / len(plan))
+            images, labels = task.augment(*data.tensors(batch, device()), generator)
+            with arithmetic(config):
+                logits = model(images.contiguous(memory_format=layout(config)))
+                loss = loss_function(logits.float(), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            if adjust:
+                adjust()
+            optimizer.step()
+            totals += len(batch) * torch.stack([loss.detach(), task.training_metric(logits.detach(), labels)])
     loss, metric = (totals / sum(map(len, plan))).tolist()
     if not math.isfinite(loss):
         raise UserError(f"loss = {loss} at client {client} in round {round_number}: not finite; try a lower learning_rate")
@@ -101,7 +105,7 @@ def evaluate(
     tables = []
     for batch in batches(rows, 4 * config.batch_size):
         images, _ = data.tensors(batch, device())
-        with arithmetic(config):
+        with kernels(config), arithmetic(config):
             logits = model(images.contiguous(memory_format=layout(config)))
         tables.append(task.score_cases(data, batch, logits.float().cpu(), final))
     return pd.concat(tables, ignore_index=True)
@@ -130,3 +134,17 @@ def arithmetic(config: RunConfig) -> Iterator[None]:
     """The run's precision: bf16 by autocast, or fp32."""
     with torch.autocast(device().type, torch.bfloat16, enabled=config.precision == "bf16"):
         yield
+
+
+@contextmanager
+def kernels(config: RunConfig) -> Iterator[None]:
+    """Kernels that give the same bits every time, unless the run does without; torch warns of an operation that has none.
+
+    On a CPU all of ours are such; on a GPU some are slower for it.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

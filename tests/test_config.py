@@ -21,6 +21,7 @@ OTHER = {
     "width": 5,
     "unbalance_ratio": 2.5,
     "precision": "bf16",
+    "deterministic": False,
     "n_clients": 4,
     "partition": "unbalanced",
     "alpha": 0.1,

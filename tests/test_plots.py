@@ -70,6 +70,14 @@ def test_an_svg_has_its_words_its_own_ids_and_no_colour_of_its_own(draw):
     assert len(text) < 200_000
 
 
+def test_a_legend_names_what_any_panel_shows(runs):
+    table = statistics.compare(runs)
+    first = table["metric"] == table["metric"].iloc[0]
+    table["paper"] = table["paper"].mask(first)
+    (legend,) = plots.comparison(table).figure.legends
+    assert any("the paper" in text.get_text() for text in legend.get_texts())
+
+
 def test_the_numbers_of_several_seeds_have_their_range(runs):
     table = plots.learning_curves(by_mode(runs, "federated"), ["accuracy"]).table
     assert list(table["round"]) == [1, 2]

@@ -112,6 +112,17 @@ def test_half_precision_trains_too(data):
     assert {p.dtype for p in model.parameters()} == {torch.float32}, "weights stay fp32"
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_kernels_are_deterministic_unless_a_run_does_without(data, deterministic):
+    config, found = run_config(data, "centralized", deterministic=deterministic), set()
+    model, rows = initial_model(config, data), data.split("train")
+    model.register_forward_hook(lambda *_: found.add(torch.are_deterministic_algorithms_enabled()))
+    train_round(model, data, rows, config, 0, 1, lambda: found.add(torch.are_deterministic_algorithms_enabled()))
+    evaluate(model, data, rows, config)
+    assert found == {deterministic}
+    assert not torch.are_deterministic_algorithms_enabled(), "what the notebook had before"
+
+
 MEMORY = 1 << 30
 """Bytes that a process may hold for itself: what it imports takes a third."""
 BOUNDED = """

@@ -23,7 +23,7 @@ def comparison(table: pd.DataFrame, level: str = "95%") -> Picture:
     for axis, metric in zip(axes[0], metrics, strict=True):
         _comparison_panel(axis, table[table["metric"] == metric], level)
         axis.set_ylabel(f"test {tasks.NAMES[metric]}")
-    _legend(figure, axes[0, 0], columns=2 * len(metrics))
+    _legend(figure, columns=2 * len(metrics))
     own = table[table["metric"] == metrics[0]]
     words = ", ".join(f"{arm_name(row)} {row.value:.3f}" for row in own.itertuples())
     numbers = table.assign(arm=[arm_name(row) for row in table.itertuples()], metric=table["metric"].map(tasks.NAMES))
@@ -74,7 +74,7 @@ def learning_curves(runs: list[Run], metrics: Sequence[str] = ()) -> Picture:
         axis.set(xlabel="round", ylabel=f"validation {tasks.NAMES[metric]}")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(axis="y")
-    _legend(figure, axes[0, 0], columns=2 * len(metrics))
+    _legend(figure, columns=2 * len(metrics))
     last = numbers[numbers["round"] == numbers["round"].max()].groupby("arm", sort=False)[metrics[0]].mean()
     words = ", ".join(f"{arm} {value:.2f}" for arm, value in last.items())
     alt = f"Validation {tasks.NAMES[metrics[0]]} by round. After the last round: {words}."
@@ -164,7 +164,7 @@ def spread(runs: list[Run], metric: str) -> Picture:
     axis.set(xlabel="number of clients", xticks=range(len(counts)), xticklabels=counts, ylabel=f"test {tasks.NAMES[metric]}")
     axis.set_xlim(-0.6, len(counts) - 0.4)
     axis.grid(axis="y")
-    _legend(figure, axis, columns=2)
+    _legend(figure, columns=2)
     words = "; ".join(
         f"{n} clients {partition}: {own['score'].min():.3f} to {own['score'].max():.3f}"
         for (n, partition), own in alone.groupby(["number of clients", "partition"])
@@ -248,7 +248,8 @@ def arm_name(arm: "RunConfig | tuple") -> str:
     return f"{arm.mode}, {arm.n_clients} {'client' if arm.n_clients == 1 else 'clients'}, {arm.partition.replace('_', ' ')}"
 
 
-def _legend(figure: plt.Figure, axis: plt.Axes, columns: int) -> None:
-    """One legend below the panels: nothing is hidden behind it."""
-    handles = {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+def _legend(figure: plt.Figure, columns: int) -> None:
+    """One legend below the panels, of what any of them has: nothing is hidden behind it."""
+    panels = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes]
+    handles = {label: handle for panel in panels for handle, label in panel}
     figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=columns)

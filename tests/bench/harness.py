@@ -52,12 +52,14 @@ def prepared(task: str, cases: int, size: int, folder: Path) -> PreparedSet:
 
 
 def show(title: str, rows: list[dict]) -> None:
-    """Print rows as a table."""
+    """Print rows as a table; a row may lack what others have."""
     print(f"\n{title}")
-    width = max(16, *(len(name) + 2 for name in rows[0]))
-    print("".join(f"{name:>{width}}" for name in rows[0]))
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    width = max(16, *(len(name) + 2 for name in names))
+    print("".join(f"{name:>{width}}" for name in names))
     for row in rows:
-        print("".join(f"{v:{width}.3f}" if isinstance(v, float) else f"{v:>{width}}" for v in row.values()), flush=True)
+        values = [row.get(name, "") for name in names]
+        print("".join(f"{v:{width}.3f}" if isinstance(v, float) else f"{v:>{width}}" for v in values), flush=True)
 
 
 def write(name: str, report: dict) -> None:

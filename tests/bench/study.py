@@ -1,10 +1,11 @@
-"""make bench: what of a study's wall time is training, and what two jobs at a time bring.
+"""make bench: what of a study's wall time is training and scoring, and what two jobs at a time bring.
 
-    python -m tests.bench.study --profile smoke      a look at it in two minutes; its shares mean nothing
+    python -m tests.bench.study --profile smoke      a look at it in four minutes; its shares mean nothing
 
-The study runs as a user starts it, on phantoms that are there already, with one thread a job: first one job, then two.
-Training is the sum of all clients' turns as the runs have it; the rest is validation and test scoring, Python's imports,
-Jupyter kernels, figures and the report. Writes reports/bench/study.json.
+Both tasks run as a user starts them, on phantoms that are there already, with one thread a job: first one job, then two.
+Training is the sum of all clients' turns as the runs have it. Scoring is measured afterwards on each run's model, once for
+each split, and counted as often as the run did it. The rest is Python's imports, Jupyter kernels, messages, figures, lessons
+and the report. Writes reports/bench/study.json.
 """
 
 import argparse
@@ -14,35 +15,57 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pandas as pd
+import torch
 
+from data_prep.sources import prepare_synthetic
 from fedlib.config import ROOT, StudyConfig
-from tests.bench.harness import prepared, seconds, show, write
+from fedlib.data import PreparedSet
+from fedlib.experiment import load_model
+from fedlib.runs import Run, RunStore
+from fedlib.tasks import TASKS
+from fedlib.training import evaluate
+from tests.bench.harness import seconds, show, write
 
 
-def study(task: str, profile: str, jobs: int, data: Path, out: Path) -> dict[str, float]:
-    """Wall seconds of a whole study, and the seconds of training in it."""
-    command = [sys.executable, "-m", "fedlib", "study", "--task", task, "--profile", profile, "--jobs", str(jobs)]
+def study(profile: str, jobs: int, sets: dict[str, PreparedSet], out: Path) -> dict[str, float]:
+    """Wall seconds of a whole study, and the seconds of training and of scoring in it."""
+    command = [sys.executable, "-m", "fedlib", "study", "--profile", profile, "--jobs", str(jobs), "--out", str(out)]
+    where = ["--data", str(out.parent)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    where = ["--data", str(data), "--out", str(out)]
     wall = seconds(lambda: subprocess.run([*command, *where], check=True, cwd=ROOT, env=environment, capture_output=True))
-    return {"jobs": jobs, "wall": wall, "training": float(pd.read_csv(out / "results.csv")["seconds"].sum())}
+    runs = RunStore(out).all()
+    training = sum(run.result["seconds"] for run in runs)
+    return {"jobs": jobs, "wall": wall, "training": training, "scoring": sum(scoring(run, sets) for run in runs)}
+
+
+def scoring(run: Run, sets: dict[str, PreparedSet]) -> float:
+    """Seconds that a run spent on validation after every round, on the test split, and on the clients' own cases."""
+    config, data = run.config, sets[run.config.task]
+    model = load_model(run, data, 0 if config.models_apart else None)
+
+    def taken(split: str) -> float:
+        return seconds(lambda: evaluate(model, data, data.split(split), config, final=split == "test"))
+
+    models = config.n_clients if config.models_apart else 1
+    own = taken("train") if config.mode == "federated" else 0.0
+    return models * (config.rounds * taken("val") + taken("test")) + own
 
 
 def main() -> None:
     """Measure, print, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="quick")
-    parser.add_argument("--task", default="segmentation", choices=("classification", "segmentation"))
     options = parser.parse_args()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        sizes = StudyConfig.make(task=options.task, profile=options.profile)
-        data = prepared(options.task, sizes.synthetic_cases, sizes.size, folder)
-        rows = [study(options.task, options.profile, jobs, data.folder, folder / str(jobs)) for jobs in (1, 2)]
+        folder, sets = Path(temporary), {}
+        for task in TASKS:
+            sizes = StudyConfig.make(task=task, profile=options.profile)
+            sets[task] = prepare_synthetic(task, folder / task, cases=sizes.synthetic_cases, size=sizes.size)
+        rows = [study(options.profile, jobs, sets, folder / str(jobs)) for jobs in (1, 2)]
     for row in rows:
-        row["training share"] = row["training"] / row["wall"] / row["jobs"]
-    show(f"{options.task}, {options.profile}", rows)
+        row["rest"] = 1 - (row["training"] + row["scoring"]) / row["wall"] / row["jobs"]
+    show(f"both tasks, {options.profile}", rows)
     report = {f"{row['jobs']} jobs": row for row in rows}
     report["one job over two"] = {"ratio": rows[0]["wall"] / rows[1]["wall"], "noise": 0.05}
     write("study", report)
