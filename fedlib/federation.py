@@ -66,6 +66,10 @@ class _Server:
         self.progress = Progress()
 
     def run(self) -> None:
+        """Call the roll, then carry out the rounds that are still to do, and write the final weights.
+
+        Raises FederationError, naming client, round and cause, when the guards stop the run.
+        """
         state, self.progress = self.record.load_checkpoint("global")
         self.nodes = roll_call(self.grid, self.config, self.told)
         cases = [len(rows) for rows in clients_of(self.config, self.data)]

@@ -71,6 +71,7 @@ class Watch:
         self.usual = self._usual_seconds()
 
     def look(self) -> Look:
+        """How far the runs are by now, as the run store tells."""
         work, whole = self._work(), sum(map(_effort, self.configs))
         begun = [config for config in self.configs if self._state(config) == "running"]
         running = begun[0] if begun else None

@@ -128,6 +128,7 @@ class _Grey:
         return np.clip((values - (level - window / 2)) * (255 / window), 0, 255).round().astype(np.uint8)
 
     def controls(self) -> dict[str, Any]:
+        """Sliders of window and level, in the unit of the volume, by the names that `draw` takes."""
         import ipywidgets
 
         width, step = self.high - self.low, (self.high - self.low) / 100

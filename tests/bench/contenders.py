@@ -26,7 +26,7 @@ from fedlib.data import PreparedSet, open_prepared
 from fedlib.experiment import MODES
 from fedlib.partition import clients_of
 from fedlib.runs import RunStore
-from fedlib.training import device, evaluate, learning_rate
+from fedlib.training import device, evaluate, initial_model, learning_rate
 from tests.bench import plain
 from tests.bench.harness import prepared, ratio, show, side_by_side, write
 
@@ -97,12 +97,12 @@ def compare(config: RunConfig, data: PreparedSet, folder: Path, repeats: int) ->
     own = [sys.executable, "-m", "tests.bench.contenders", "--ours", config.model_dump_json(), str(data.folder), str(folder)]
     commands = {"ours": own} | {name: [*command, str(folder)] for name, command in OTHERS[config.mode].items()}
     taken = side_by_side({name: started(command, folder) for name, command in commands.items()}, repeats, warm_up=False)
-    report = {}
+    theirs, report = plain.model_of(json.loads((folder / "job.json").read_text())), {}
     for name, seconds in taken.items():
-        state = load_file(folder / "ours.safetensors") if name == "ours" else np.load(folder / f"{name}.npz")
-        model = tasks.get(config.task).build_model(config, len(data.classes))
-        if name != "ours":
-            model = plain.model_of(json.loads((folder / "job.json").read_text()))
+        if name == "ours":
+            model, state = initial_model(config, data), load_file(folder / "ours.safetensors")
+        else:
+            model, state = theirs, np.load(folder / f"{name}.npz")
         report[name] = {"seconds": statistics.median(seconds), "score": scored(config, data, model, dict(state))}
         report[name] |= ratio(taken, name, "ours")
     return report
