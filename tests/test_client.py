@@ -1,5 +1,6 @@
 """A client's turn: what it keeps to itself, what travels and how, who takes part, and how long the server waits."""
 
+import os
 import time
 
 import numpy as np
@@ -228,6 +229,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
 def python_peak(folder, n_clients, sampled):
-    done = python("-c", PEAK, folder, n_clients, sampled)
+    """MB. glibc keeps freed blocks as long as it may guess; told to map what is large, it gives the same peak each time."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
+    done = python("-c", PEAK, folder, n_clients, sampled, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
