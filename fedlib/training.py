@@ -142,9 +142,9 @@ def kernels(config: RunConfig) -> Iterator[None]:
 
     On a CPU all of ours are such; on a GPU some are slower for it.
     """
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("warn" if config.deterministic else "default")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.set_deterministic_debug_mode(before)

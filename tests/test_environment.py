@@ -121,9 +121,18 @@ def test_the_command_line_answers_without_torch(module):
     assert done.stdout.strip() == "[]"
 
 
-def test_no_part_of_fedlib_imports_ray():
+def test_no_part_of_fedlib_imports_ray_or_a_grammar_that_takes_seconds():
     names = ", ".join(f"fedlib.{path.stem}" for path in (ROOT / "fedlib").glob("*.py") if not path.stem.startswith("__"))
-    assert python("-c", f"import sys, {names}; print('ray' in sys.modules)").stdout.strip() == "False"
+    done = python("-c", f"import sys, {names}; print(sorted({{'ray', 'rfc3987_syntax', 'torch'}} & set(sys.modules)))")
+    assert done.stdout.strip() == "['torch']"
+
+
+def test_a_run_s_kernels_are_chosen_without_torch_s_compiler():
+    """`torch.use_deterministic_algorithms` would import it, 2 s where nothing is trained."""
+    config = "types.SimpleNamespace(deterministic=True)"
+    chosen = f"from fedlib.training import kernels\nwith kernels({config}): pass\nprint('torch._inductor' in sys.modules)"
+    done = python("-c", f"import sys, types\n{chosen}")
+    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_only_one_file_uses_a_private_name_of_flower():
