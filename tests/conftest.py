@@ -10,6 +10,7 @@ from fedlib.data import PreparedSet
 from tests.helpers import python
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Tests that share what is costly to make, a study or a module's fixtures, run in one process (pytest -n 2)."""
     for item in items:
