@@ -1,6 +1,7 @@
 """One lock for pip and conda users, documents that name files that exist, and rooms that import downwards only."""
 
 import ast
+import os
 import re
 import sys
 import tomllib
@@ -133,6 +134,11 @@ def test_a_run_s_kernels_are_chosen_without_torch_s_compiler():
     chosen = f"from fedlib.training import kernels\nwith kernels({config}): pass\nprint('torch._inductor' in sys.modules)"
     done = python("-c", f"import sys, types\n{chosen}")
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_tests_that_share_what_is_costly_stay_in_one_process(request):
+    """pytest-xdist writes the group behind a test's name, and deals whole groups."""
+    assert request.node.nodeid.endswith("@tests.test_environment") == ("PYTEST_XDIST_WORKER" in os.environ)
 
 
 def test_only_one_file_uses_a_private_name_of_flower():
