@@ -1,9 +1,11 @@
-"""The guard of the benchmarks: what moved beyond the noise is said, the rest is not."""
+"""The benchmarks: what moved beyond the noise is said, the rest is not; contenders get the same work."""
 
 import json
 
 import pytest
+import torch
 
+from tests.bench import plain
 from tests.bench.guard import moved
 from tests.bench.harness import ratio, ratios_of, side_by_side
 
@@ -33,3 +35,11 @@ def test_a_ratio_is_the_median_of_neighbours():
     found = ratio({"a": [2.0, 4.0, 9.0], "b": [1.0, 2.0, 3.0]}, "a", "b")
     assert found["ratio"] == 2
     assert found["noise"] == pytest.approx(0.25)
+
+
+def test_the_tutorial_s_batches_are_of_our_size_with_black_outside():
+    images, labels = torch.full((9, 1, 16, 16), -1.0), torch.arange(9)
+    found = list(plain.loader_of(images, labels, 4))
+    assert [len(batch["image"]) for batch in found] == [4, 4, 1]
+    assert sorted(torch.cat([batch["label"] for batch in found]).tolist()) == list(range(9))
+    assert all((batch["image"] == -1).all() for batch in found)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from monai.data import CacheDataset, DataLoader
 from monai.losses import DiceCELoss
-from monai.transforms import Compose, EnsureTyped, RandAffined
+from monai.transforms import Compose, EnsureTyped, RandAffined, ShiftIntensityd
 
 LOSSES = {
     "classification": torch.nn.CrossEntropyLoss(),
@@ -26,20 +26,25 @@ LOSSES = {
 
 
 def augmentation(size: tuple[int, ...]) -> Compose:
-    """The augmentation of the study as MONAI's transform of one case, of an image (two sides) or a volume (three)."""
+    """The augmentation of the study as MONAI's transforms of one case, of an image (two sides) or a volume (three).
+
+    Black is -1 and MONAI fills with 0: images are moved up for it, as ours are.
+    """
     if len(size) == 2:
         keys, shift, mode, how = ("image",), 0.04, "bilinear", {"rotate_range": 0.14, "scale_range": 0.08}
     else:
         keys, shift, mode = ("image", "label"), 0.05, ("bilinear", "nearest")
         how = {"rotate_range": (0.17, 0, 0), "scale_range": 0.1}
     how |= {"translate_range": [shift * side for side in size], "padding_mode": "zeros", "mode": mode}
-    return Compose([EnsureTyped(keys), RandAffined(keys, prob=1.0, **how)])
+    up, down = ShiftIntensityd("image", 1), ShiftIntensityd("image", -1)
+    return Compose([EnsureTyped(keys), up, RandAffined(keys, prob=1.0, **how), down])
 
 
 def loader_of(images: np.ndarray | torch.Tensor, labels: np.ndarray | torch.Tensor, batch_size: int) -> DataLoader:
     """Shuffled batches of images (B, 1, ...) and labels (B,) or (B, 1, ...), augmented case by case."""
     cases = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
-    return DataLoader(CacheDataset(cases, augmentation(images.shape[2:]), progress=False), batch_size, shuffle=True)
+    cached = CacheDataset(cases, augmentation(images.shape[2:]), progress=False)
+    return DataLoader(cached, batch_size=batch_size, shuffle=True)  # by name: MONAI's second argument is num_workers
 
 
 def train(model: torch.nn.Module, loader: DataLoader, task: str, epochs: int, learning_rate: float) -> None:
