@@ -23,11 +23,10 @@ from safetensors.torch import load_file
 from fedlib import tasks
 from fedlib.config import ROOT, RunConfig, StudyConfig
 from fedlib.data import PreparedSet, open_prepared
-from fedlib.experiment import MODES
 from fedlib.partition import clients_of
-from fedlib.runs import RunStore
 from fedlib.training import device, evaluate, initial_model, learning_rate
 from tests.bench import plain
+from tests.bench.federation import train
 from tests.bench.harness import prepared, ratio, show, side_by_side, write
 
 NVFLARE = ROOT / ".venv-nvflare" / "bin" / "python"
@@ -76,11 +75,9 @@ def started(command: list[str], folder: Path) -> Callable[[], None]:
     return whole
 
 
-def train(config: str, data_dir: str, folder: str) -> None:
+def ours(config: str, data_dir: str, folder: str) -> None:
     """Our run, to its final weights."""
-    run = RunConfig.model_validate_json(config)
-    record = RunStore(tempfile.mkdtemp(dir=folder)).begin(run)
-    MODES[run.mode](run, open_prepared(data_dir), record)
+    record = train(RunConfig.model_validate_json(config), open_prepared(data_dir), Path(folder))
     (record.folder / "weights.safetensors").replace(Path(folder) / "ours.safetensors")
 
 
@@ -118,7 +115,7 @@ def main() -> None:
     parser.add_argument("--ours", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.ours:
-        return train(*options.ours)
+        return ours(*options.ours)
     if not NVFLARE.exists():
         parser.error(f"{NVFLARE} is missing; expected: make {NVFLARE.parent.parent.name}")
     report = {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU", "profile": options.profile}

@@ -55,9 +55,11 @@ def grid_of(task: str, data: PreparedSet, folder: Path, **changes) -> list[RunCo
     return study.runs(data.fingerprint, ("centralized", "federated"))
 
 
-def train(config: RunConfig, data: PreparedSet, folder: Path) -> None:
+def train(config: RunConfig, data: PreparedSet, folder: Path) -> RunRecord:
     """Train a run in a folder of its own, up to its weights; scoring on the test split is the same for every arm."""
-    MODES[config.mode](config, data, RunStore(tempfile.mkdtemp(dir=folder)).begin(config))
+    record = RunStore(tempfile.mkdtemp(dir=folder)).begin(config)
+    MODES[config.mode](config, data, record)
+    return record
 
 
 def steps_of(config: RunConfig, data: PreparedSet) -> int:

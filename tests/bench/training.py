@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from monai.networks.nets import UNet, resnet18
 
 from fedlib import tasks
 from fedlib.config import RunConfig, StudyConfig
 from fedlib.data import PreparedSet, batches
 from fedlib.training import arithmetic, device, evaluate, initial_model, layout, train_round
 from tests.bench import plain
+from tests.bench.contenders import model_of
 from tests.bench.harness import prepared, ratio, show, side_by_side, write
 
 CASES = {"classification": 800, "segmentation": 50}
@@ -65,11 +65,7 @@ def ours(config: RunConfig, data: PreparedSet, model: torch.nn.Module) -> Callab
 
 def tutorial(config: RunConfig, data: PreparedSet) -> Callable[[], None]:
     """As in MONAI's tutorials: a cache, transforms case by case, a loader, fp32, the loss read at every step."""
-    if config.task == "classification":
-        model = resnet18(spatial_dims=2, n_input_channels=1, num_classes=len(data.classes))
-    else:
-        channels = tuple(config.width * 2**level for level in range(4))
-        model = UNet(3, 1, len(data.classes), channels, (2, 2, 2), num_res_units=2)
+    model = plain.model_of({"model": model_of(config, data)})
     loader = plain.loader_of(*data.tensors(data.split("train")), config.batch_size)
     return lambda: plain.train(model, loader, config.task, config.local_epochs, config.learning_rate)
 
