@@ -9,9 +9,11 @@ The rooms, from the ground up (a room imports only from rooms below it)::
 
 import os
 
-# OpenMP threads that spin while they wait slow a step down up to twenty times as soon as another process
-# wants a core. Read once, when torch is imported, so it is set here, before any module imports torch.
+# OpenMP threads that spin long while they wait slow a step down up to twenty times as soon as another process wants a core;
+# those that never spin make two threads slower than one. A few microseconds of it bring nearly all that it can bring
+# (docs/speed.md). Read once, when torch is imported, so it is set here, before any module imports torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 # A study of medical images runs offline: Flower and Ray neither report usage nor ask for updates.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")

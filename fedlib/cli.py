@@ -32,7 +32,7 @@ MARGIN = "Largest loss in {} against centralized that still counts as no worse; 
 SIGNIFICANCE = "Level of the equivalence test and of the 95% intervals.  [default: 0.05]"
 
 ENGINE = (
-    "Where clients run: inprocess, one by one in this process; ray, in parallel, on this machine or on the Ray cluster at "
+    "Where clients run: inprocess, in threads of this process; ray, in processes, on this machine or on the Ray cluster at "
     "RAY_ADDRESS; deployment, over the network of Flower's SuperLink and SuperNodes on this machine."
 )
 EXECUTOR = (

@@ -5,6 +5,7 @@ What a turn needs comes with the message (the run, where the prepared set lies, 
 """
 
 import functools
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,14 +175,21 @@ def _plain(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
-@functools.lru_cache(maxsize=1)
 def _start(config: RunConfig, folder: Path) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    """One model for all clients of a process, and what of it is a client's own before its first round.
+    """One model for all clients of a thread, and what of it is a client's own before its first round.
 
     Every turn overwrites all of the model, and memory stays flat in the number of clients.
     """
-    model = initial_model(config, open_prepared(folder))
-    return model, _plain(own(config, model))
+    run = config, folder
+    if getattr(_thread, "run", None) != run:
+        with _building:
+            model = initial_model(config, open_prepared(folder))
+        _thread.run, _thread.start = run, (model, _plain(own(config, model)))
+    return _thread.start
+
+
+_thread, _building = threading.local(), threading.Lock()
+"""What a thread keeps; and who draws weights: torch has one generator for all threads."""
 
 
 @functools.lru_cache(maxsize=1)

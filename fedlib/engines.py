@@ -1,36 +1,47 @@
 """Where client code runs: the same ClientApp and the same server under every engine, with the same bits.
 
-`inprocess`: a Flower Grid that calls the ClientApp in this process, one client at a time. `ray`: Flower's simulation
-runtime, clients in parallel, on this machine or on the Ray cluster that RAY_ADDRESS names. `deployment`: Flower's SuperLink
-and SuperNodes, a process each, over the network (`deployment.py`).
+`inprocess`: a Flower Grid that calls the ClientApp in threads of this process. `ray`: Flower's simulation runtime, clients
+in processes, on this machine or on the Ray cluster that RAY_ADDRESS names. `deployment`: Flower's SuperLink and SuperNodes,
+a process each, over the network (`deployment.py`). How many clients train at a time, and with how many threads, is the same.
 """
 
+import ctypes
 import importlib.util
 import os
-import signal
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from itertools import islice
 from pathlib import Path
 
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity  # private: Flower sets it in its own runtimes; kept in this file
 
-from fedlib.client import client_app
+from fedlib.client import RAISED, client_app
 from fedlib.config import RunConfig, UserError
-from fedlib.federation import FederationError, serve
+from fedlib.federation import FederationError, serve, shares
+from fedlib.training import kernels
 
 SERVER_NODE, FIRST_CLIENT_NODE = 1, 2
 
 
-class InProcessGrid(Grid):
-    """Delivers messages by calling the ClientApp, in the order of the clients, with no copy and no other process."""
+class Interrupted(BaseException):
+    """Raised in the thread of a client whose answer nobody waits for. Not an Exception: those become a client's answer."""
 
-    def __init__(self, app: ClientApp, n_clients: int):
+
+class InProcessGrid(Grid):
+    """Delivers messages by calling the ClientApp, with no copy and no other process, `at_a_time` clients in a thread each.
+
+    The end of its context stops the clients that are still at work.
+    """
+
+    def __init__(self, app: ClientApp, n_clients: int, at_a_time: int = 1):
+        self.pool, self.at_a_time = ThreadPoolExecutor(at_a_time, "client"), at_a_time
+        self.at_work: set[int] = set()
         self.app = app
         self.contexts = {
             FIRST_CLIENT_NODE + client: Context(
@@ -44,19 +55,47 @@ class InProcessGrid(Grid):
         }
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SERVER_NODE
 
+    def __enter__(self) -> "InProcessGrid":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for thread in list(self.at_work):
+            self._interrupt(thread)
+        self.pool.shutdown(cancel_futures=True)
+
     def get_node_ids(self) -> list[int]:
         """Ids of the clients' nodes."""
         return list(self.contexts)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Call the ClientApp for every message, and give its answer.
+        """Call the ClientApp for every message, and give the answers as they come: after `timeout` seconds an error.
 
-        One by one, as they are asked for: after a failure that stops the round no other client trains in vain.
+        A client begins when the answer before is taken: after a failure that stops the round none begins in vain.
         """
-        for message in sorted(messages, key=lambda message: message.metadata.dst_node_id):
-            with _alarm(timeout):
-                reply = self.app(message, self.contexts[message.metadata.dst_node_id])
-            yield reply
+        waiting = iter(sorted(messages, key=lambda message: message.metadata.dst_node_id))
+        running = {self.pool.submit(self._turn, message, timeout) for message in islice(waiting, self.at_a_time)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from (turn.result() for turn in done)
+            running |= {self.pool.submit(self._turn, message, timeout) for message in islice(waiting, len(done))}
+
+    def _turn(self, message: Message, timeout: float | None) -> Message:
+        thread = threading.get_ident()
+        bell = threading.Timer(timeout, self._interrupt, [thread])
+        self.at_work.add(thread)
+        bell.start()
+        try:
+            return self.app(message, self.contexts[message.metadata.dst_node_id])
+        except Interrupted:
+            return Message(Error(RAISED, f"no answer within {timeout:g} s"), reply_to=message)
+        finally:
+            bell.cancel()
+            self.at_work.discard(thread)
+
+    def _interrupt(self, thread: int) -> None:
+        """Raise Interrupted in a client's thread, as soon as it is back from torch or NumPy."""
+        if thread in self.at_work:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(Interrupted))
 
     # What follows belongs to a runtime with a network; no strategy calls it here.
     run = property(lambda self: self._unavailable())
@@ -77,49 +116,32 @@ class InProcessGrid(Grid):
         raise RuntimeError("the in-process grid only sends and receives in one call (send_and_receive)")
 
 
-@contextmanager
-def _alarm(seconds: float | None) -> Iterator[None]:
-    """Raise TimeoutError in what takes longer. Only the main thread can be interrupted so; elsewhere nothing happens."""
-    if seconds is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ring(*_: object) -> None:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def run_federation(config: RunConfig, data_dir: Path, run_dir: Path) -> None:
     """Run a federation of `config.n_clients` clients under `config.engine`; the outcome is in `run_dir`."""
     ENGINES[config.engine](config, data_dir, run_dir)
 
 
 def _inprocess(config: RunConfig, data_dir: Path, run_dir: Path) -> None:
-    serve(InProcessGrid(client_app, config.n_clients), config, data_dir, run_dir)
+    """The kernels are chosen for all threads at once: here, and not by each client for itself alone."""
+    with kernels(config), InProcessGrid(client_app, config.n_clients, shares(config)[0]) as grid:
+        serve(grid, config, data_dir, run_dir)
 
 
 def _ray(config: RunConfig, data_dir: Path, run_dir: Path) -> None:
-    """Every client at a time gets as many cores as this process has threads: equal threads, equal bits."""
     if importlib.util.find_spec("ray") is None:
         raise UserError("engine = 'ray': Ray is not installed; expected: pip install -e '.[ray]'")
     from flwr.simulation import run_simulation  # here: it takes seconds to import, and Ray more
 
-    server_app = ServerApp()
+    server_app, threads = ServerApp(), torch.get_num_threads()
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
+        torch.set_num_threads(threads)  # Flower calls it in a thread of its own
         serve(grid, config, data_dir, run_dir)
 
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as session:
         connection = {} if "RAY_ADDRESS" in os.environ else {"_temp_dir": session}
-        resources = {"num_cpus": torch.get_num_threads(), "num_gpus": 1.0 if torch.cuda.is_available() else 0.0}
+        resources = {"num_cpus": shares(config)[1], "num_gpus": 1.0 if torch.cuda.is_available() else 0.0}
         try:
             run_simulation(
                 server_app,

@@ -161,8 +161,8 @@ def _score_own(run: Run, data: PreparedSet) -> pd.DataFrame:
 
 
 def _result(run: Run, data: PreparedSet, metrics: dict[str, float], weights_sha256: str) -> dict[str, Any]:
-    """The run's row of results.csv. seconds: training of all clients, one after the other; bytes: both ways, all rounds."""
-    config, clients = run.config, run.clients
+    """The run's row of results.csv. seconds: of all rounds, without the server's scoring; bytes: both ways, all rounds."""
+    config, rounds = run.config, run.rounds
     shown = ("task", "mode", "n_clients", "partition", "strategy", "engine", "seed", "rounds", "local_epochs")
     return {
         "run_id": config.run_id,
@@ -170,8 +170,8 @@ def _result(run: Run, data: PreparedSet, metrics: dict[str, float], weights_sha2
         "n_train": len(data.split("train")),
         "n_test": len(data.split("test")),
         **metrics,
-        "seconds": round(float(clients["seconds"].sum()), 3),
-        "bytes": int(clients[["bytes_down", "bytes_up"]].to_numpy().sum()),
+        "seconds": round(float(rounds["seconds"].sum()), 3),
+        "bytes": int(rounds[["bytes_down", "bytes_up"]].to_numpy().sum()),
         "weights_sha256": weights_sha256,
     }
 

@@ -27,7 +27,7 @@ from fedlib.partition import clients_of
 from fedlib.privacy import CentralPrivacy, epsilon_after
 from fedlib.runs import Progress, RunRecord
 from fedlib.strategies import CONTROL, STRATEGIES, Sound, memory_of, remind
-from fedlib.training import evaluate, initial_model
+from fedlib.training import device, evaluate, initial_model
 
 logging.getLogger("flwr").setLevel(logging.ERROR)  # a run store and a progress bar say it better
 
@@ -60,7 +60,7 @@ class _Server:
         self.grid, self.config, self.data, self.record = grid, config, data, record
         self.told = ConfigRecord({
             "run": config.model_dump_json(), "data-dir": str(data.folder), "transport": config.transport,
-            "state-dir": str(record.folder / "checkpoints"), "threads": torch.get_num_threads()})  # fmt: skip
+            "state-dir": str(record.folder / "checkpoints"), "threads": shares(config)[1]})  # fmt: skip
         self.model = initial_model(config, data)
         self.shared = shared(config, self.model)
         self.progress = Progress()
@@ -310,6 +310,18 @@ def guarded_strategy(
     strategy.learned = frozenset(name for name, _ in model.named_parameters()) - set(own(config, model))
     strategy.cases, strategy.rounds_before, strategy.asked = cases, rounds_before, sorted(nodes.values())
     return strategy
+
+
+def shares(config: RunConfig) -> tuple[int, int]:
+    """Clients that train at a time, and threads for each, of those that this process has.
+
+    A thread more brings small models little, a client more at a time nearly all of a core. Every engine does the same: equal
+    threads, equal bits. A GPU is one client's; so is NumPy's generator, which makes the noise of local privacy.
+    """
+    threads = torch.get_num_threads()
+    alone = device().type == "cuda" or config.privacy == "local"
+    at_a_time = 1 if alone else min(threads, config.sampled(config.n_clients))
+    return at_a_time, threads // at_a_time
 
 
 def participants(config: RunConfig, round_number: int) -> list[int]:

@@ -1,11 +1,17 @@
 """The engines: whatever runs the clients, the bits are the same, a failure is named, and nothing is left behind."""
 
+import os
+import signal
+import threading
+import time
+
 import pytest
+import torch
 
 import fedlib.client
 from fedlib import engines, experiment, statistics
 from fedlib.config import UserError
-from fedlib.federation import FederationError
+from fedlib.federation import FederationError, shares
 from fedlib.runs import RunStore
 from tests.helpers import outcome, ray_processes, run_config
 
@@ -20,7 +26,119 @@ def both(data, out, **changes):
     return [experiment.run(config, data, RunStore(out)) for config in runs]
 
 
-def test_ray_ends_with_the_same_bits(images, tmp_path):
+@pytest.fixture
+def two_threads():
+    """As on a machine of two cores; the tests themselves have one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def at_work():
+    """Threads in which clients train."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("client")]
+
+
+def hang(seconds=60):
+    """A client that waits for something, looking for it again and again."""
+    until, never = time.monotonic() + seconds, threading.Event()
+    while time.monotonic() < until:
+        never.wait(0.01)
+
+
+@pytest.mark.parametrize(
+    ("threads", "changes", "expected"),
+    [
+        (1, {"n_clients": 4}, (1, 1)),
+        (2, {"n_clients": 4}, (2, 1)),
+        (8, {"n_clients": 4}, (4, 2)),
+        (8, {"n_clients": 3}, (3, 2)),
+        (8, {"n_clients": 1}, (1, 8)),
+        (8, {"n_clients": 200, "participation": 0.01}, (2, 4)),
+        (8, {"n_clients": 4, "privacy": "local"}, (1, 8)),
+    ],
+)
+def test_threads_are_shared_out_among_the_clients_of_a_round(images, monkeypatch, threads, changes, expected):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert shares(run_config(images, "federated", **changes)) == expected
+
+
+@pytest.mark.parametrize("kind", ["four clients", "segmentation", "what clients keep"])
+def test_clients_side_by_side_end_with_the_bits_of_clients_in_turn(prepared, tmp_path, two_threads, kind):
+    data = prepared["segmentation" if kind == "segmentation" else "classification"]
+    config = run_config(data, "federated", **{"n_clients": 4, "rounds": 3} | HARD.get(kind, {}))
+    together = experiment.run(config, data, RunStore(tmp_path / "together"))
+    torch.set_num_threads(1)
+    in_turn = experiment.run(config, data, RunStore(tmp_path / "in turn"))
+    assert together.result["weights_sha256"] == in_turn.result["weights_sha256"]
+    assert together.clients.drop(columns="seconds").equals(in_turn.clients.drop(columns="seconds"))
+
+
+def test_two_clients_are_at_work_at_a_time(images, tmp_path, monkeypatch, two_threads):
+    original, meet = fedlib.client.train_round, threading.Barrier(2, timeout=60)
+
+    def train_round(*arguments):
+        meet.wait()
+        assert torch.get_num_threads() == 1
+        return original(*arguments)
+
+    monkeypatch.setattr(fedlib.client, "train_round", train_round)
+    experiment.run(run_config(images, "federated", n_clients=4), images, RunStore(tmp_path))
+    assert torch.get_num_threads() == 2
+    assert at_work() == []
+
+
+def test_a_failure_stops_the_client_beside_it_and_none_begins_after_it(images, tmp_path, monkeypatch, two_threads):
+    began = []
+
+    def train_round(model, data, rows, config, client, *more):
+        began.append(client)
+        if client == 0:
+            raise OSError("disk full")
+        hang()
+
+    monkeypatch.setattr(fedlib.client, "train_round", train_round)
+    start = time.monotonic()
+    with pytest.raises(FederationError, match="round 1: client 0 failed: OSError: disk full"):
+        experiment.run(run_config(images, "federated", n_clients=4), images, RunStore(tmp_path))
+    assert time.monotonic() - start < 30
+    assert 0 in began
+    assert set(began) <= {0, 1}
+    assert at_work() == []
+
+
+def test_a_client_that_never_answers_is_missed_by_the_quorum_alone(images, tmp_path, monkeypatch, two_threads):
+    original = fedlib.client.train_round
+
+    def train_round(model, data, rows, config, client, *more):
+        return hang() if client == 1 else original(model, data, rows, config, client, *more)
+
+    experiment.run(run_config(images, "federated"), images, RunStore(tmp_path / "warm"))  # what is slow the first time only
+    monkeypatch.setattr(fedlib.client, "train_round", train_round)
+    run = experiment.run(run_config(images, "federated", quorum=0.5, reply_timeout=3), images, RunStore(tmp_path))
+    why = "client 1: no answer within 3 s"
+    assert statistics.absences([run])[["round", "client", "absent"]].to_numpy().tolist() == [[1, 1, why], [2, 1, why]]
+
+
+def test_ctrl_c_stops_all_clients_at_once(images, tmp_path, monkeypatch, two_threads):
+    meet = threading.Barrier(2, timeout=60)
+
+    def train_round(*_):
+        if meet.wait() == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        hang()
+
+    monkeypatch.setattr(fedlib.client, "train_round", train_round)
+    config, store, start = run_config(images, "federated"), RunStore(tmp_path), time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(config, images, store)
+    assert time.monotonic() - start < 30
+    assert store.get(config.run_id).status["state"] == "queued"
+    assert at_work() == []
+
+
+def test_ray_ends_with_the_same_bits(images, tmp_path, two_threads):
     plain, ray = both(images, tmp_path)
     assert without(ray) == without(plain)
     assert ray.cases.equals(plain.cases)
