@@ -2,3 +2,5 @@
 
 Imports fedlib.config and fedlib.data only.
 """
+
+import fedlib  # noqa: F401, says how torch's threads wait, before any module of ours imports torch

@@ -128,6 +128,13 @@ def test_no_part_of_fedlib_imports_ray_or_a_grammar_that_takes_seconds():
     assert done.stdout.strip() == "['torch']"
 
 
+@pytest.mark.parametrize("module", ["fedlib.training", "data_prep.resampling"])
+def test_how_threads_wait_is_set_before_torch_is_there_to_read_it(module):
+    order = "print([name for name in sys.modules if name in ('fedlib', 'torch')], os.environ['GOMP_SPINCOUNT'])"
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    assert python("-c", f"import os, sys, {module}; {order}", env=environment).stdout == "['fedlib', 'torch'] 2000\n"
+
+
 def test_a_run_s_kernels_are_chosen_without_torch_s_compiler():
     """`torch.use_deterministic_algorithms` would import it, 2 s where nothing is trained."""
     config = "types.SimpleNamespace(deterministic=True)"

@@ -37,6 +37,7 @@ OTHERS = {
         "nvflare": [str(NVFLARE), "-m", "tests.bench.plain_nvflare"],
     },
 }
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 def model_of(config: RunConfig, data: PreparedSet) -> dict:
@@ -64,11 +65,12 @@ def give(config: RunConfig, data: PreparedSet, folder: Path) -> None:
         np.savez(folder / f"client{client}.npz", images=images.numpy(), labels=labels.numpy())
 
 
-def started(command: list[str], folder: Path) -> Callable[[], None]:
-    """A contender as a process; what it says is shown if it fails."""
+def started(name: str, command: list[str]) -> Callable[[], None]:
+    """A contender as a process; what it says is shown if it fails. How OpenMP's threads wait is for ours alone to set."""
+    environment = {key: value for key, value in os.environ.items() if name == "ours" or key not in WAITING}
 
     def whole() -> None:
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
 
@@ -93,7 +95,7 @@ def compare(config: RunConfig, data: PreparedSet, folder: Path, repeats: int) ->
     give(config, data, folder)
     own = [sys.executable, "-m", "tests.bench.contenders", "--ours", config.model_dump_json(), str(data.folder), str(folder)]
     commands = {"ours": own} | {name: [*command, str(folder)] for name, command in OTHERS[config.mode].items()}
-    taken = side_by_side({name: started(command, folder) for name, command in commands.items()}, repeats, warm_up=False)
+    taken = side_by_side({name: started(name, command) for name, command in commands.items()}, repeats, warm_up=False)
     theirs, report = plain.model_of(json.loads((folder / "job.json").read_text())), {}
     for name, seconds in taken.items():
         if name == "ours":
