@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -122,13 +123,25 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1, executor: str = "loca
 def _pool(n_jobs: int) -> ProcessPoolExecutor:
     """Processes for `n_jobs` notebooks at a time; where there are several GPUs, each sees one of them, dealt in turn."""
     spawn = multiprocessing.get_context("spawn")
-    gpus = _gpus()
-    if n_jobs == 1 or len(gpus) < 2:
-        return ProcessPoolExecutor(n_jobs, spawn)
-    free = spawn.SimpleQueue()
-    for gpu in islice(cycle(gpus), n_jobs):
-        free.put(gpu)
-    return ProcessPoolExecutor(n_jobs, spawn, _take_gpu, (free,))
+    gpus, free = _gpus(), None
+    if n_jobs > 1 and len(gpus) > 1:
+        free = spawn.SimpleQueue()
+        for gpu in islice(cycle(gpus), n_jobs):
+            free.put(gpu)
+    return ProcessPoolExecutor(n_jobs, spawn, _begin, (free,))
+
+
+def _begin(free: "multiprocessing.SimpleQueue[str] | None") -> None:
+    """What a process of the pool does first: take its GPU, and see to it that it ends with the study, even a killed one."""
+    if free:
+        _take_gpu(free)
+    threading.Thread(target=_end_with_the_study, daemon=True).start()
+
+
+def _end_with_the_study() -> None:
+    """The kernel of a notebook looks after its parent in the same way."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _gpus() -> list[str]:
@@ -139,7 +152,7 @@ def _gpus() -> list[str]:
 
 
 def _take_gpu(free: "multiprocessing.SimpleQueue[str]") -> None:
-    """What a process of the pool does first: from now on it, and the kernels that it starts, see this GPU alone."""
+    """From now on this process, and the kernels that it starts, see this GPU alone."""
     os.environ["CUDA_VISIBLE_DEVICES"] = free.get()
 
 

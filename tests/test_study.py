@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 
@@ -106,8 +108,18 @@ def wait_for(condition, process):
         raise AssertionError(f"ended with {process.returncode} before it could be stopped")
 
 
+def session(leader):
+    """Processes that a process has started, dead ones that nobody has asked for left out."""
+    found = []
+    for process in psutil.process_iter(["status", "cmdline"]):
+        with suppress(ProcessLookupError):
+            if os.getsid(process.pid) == leader and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.info["cmdline"])
+    return found
+
+
 def stop_in_the_middle(out, how, *given, **options):
-    """Start a study, stop it by a signal as soon as one run is done, and give its exit code."""
+    """Start a study, stop it by a signal as soon as one run is done, and give its exit code; nothing of it is left."""
     command = [sys.executable, *COMMAND, str(out), *map(str, given)]
     process = started(command, stderr=subprocess.DEVNULL, start_new_session=True, **options)
     try:
@@ -190,11 +202,11 @@ def test_jobs_take_a_gpu_each_in_turn(visible, count, jobs, expected, monkeypatc
     study._pool(jobs)
     taken = []
     for _ in expected:
-        (take, (free,)) = pools[0]
-        take(free)
+        (_, (free,)) = pools[0]
+        study._take_gpu(free)
         taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
     assert taken == expected
-    assert bool(pools[0]) == bool(expected)
+    assert bool(pools[0][1][0]) == bool(expected)
 
 
 def test_a_job_s_process_sees_its_gpu_alone(monkeypatch):

@@ -6,6 +6,9 @@
 4. Peak memory against the number of clients and of rounds, each in a process of its own.
 """
 
+import fedlib  # noqa: F401, before torch, as in every process of ours: it says how threads wait
+
+# isort: split
 import argparse
 import functools
 import resource

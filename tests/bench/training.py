@@ -8,6 +8,9 @@ for each case, fp32, MONAI's default stem. "Any kernels" is ours without `determ
 reports/bench/training.json.
 """
 
+import fedlib  # noqa: F401, before torch, as in every process of ours: it says how threads wait
+
+# isort: split
 import argparse
 import tempfile
 from collections.abc import Callable
