@@ -27,6 +27,8 @@ from fedlib.training import evaluate, initial_model, train_round, working_copy
 
 RAISED = 2
 """Flower's code for a ClientApp that raised an exception."""
+_thread, _building = threading.local(), threading.Lock()
+"""What a thread keeps; and who draws weights: torch has one generator for all threads."""
 
 client_app = ClientApp()
 
@@ -186,10 +188,6 @@ def _start(config: RunConfig, folder: Path) -> tuple[torch.nn.Module, dict[str, 
             model = initial_model(config, open_prepared(folder))
         _thread.run, _thread.start = run, (model, _plain(own(config, model)))
     return _thread.start
-
-
-_thread, _building = threading.local(), threading.Lock()
-"""What a thread keeps; and who draws weights: torch has one generator for all threads."""
 
 
 @functools.lru_cache(maxsize=1)

@@ -72,12 +72,13 @@ class InProcessGrid(Grid):
 
         A client begins when the answer before is taken: after a failure that stops the round none begins in vain.
         """
-        waiting = iter(sorted(messages, key=lambda message: message.metadata.dst_node_id))
-        running = {self.pool.submit(self._turn, message, timeout) for message in islice(waiting, self.at_a_time)}
+        in_order = sorted(messages, key=lambda message: message.metadata.dst_node_id)
+        turns = (self.pool.submit(self._turn, message, timeout) for message in in_order)  # begins when it is taken from here
+        running = set(islice(turns, self.at_a_time))
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             yield from (turn.result() for turn in done)
-            running |= {self.pool.submit(self._turn, message, timeout) for message in islice(waiting, len(done))}
+            running |= set(islice(turns, len(done)))
 
     def _turn(self, message: Message, timeout: float | None) -> Message:
         thread = threading.get_ident()
