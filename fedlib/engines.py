@@ -76,7 +76,7 @@ class InProcessGrid(Grid):
         turns = (self.pool.submit(self._turn, message, timeout) for message in in_order)  # begins when it is taken from here
         running = set(islice(turns, self.at_a_time))
         while running:
-            done, running = wait(running, 1.0, FIRST_COMPLETED)  # Ctrl-C may reach another thread, and wake nobody
+            done, running = wait(running, 1.0, FIRST_COMPLETED)  # ray.cancel interrupts this thread and does not wake it
             yield from (turn.result() for turn in done)
             running |= set(islice(turns, len(done)))
 

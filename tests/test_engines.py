@@ -1,5 +1,6 @@
 """The engines: whatever runs the clients, the bits are the same, a failure is named, and nothing is left behind."""
 
+import _thread
 import os
 import signal
 import threading
@@ -121,12 +122,25 @@ def test_a_client_that_never_answers_is_missed_by_the_quorum_alone(images, tmp_p
     assert statistics.absences([run])[["round", "client", "absent"]].to_numpy().tolist() == [[1, 1, why], [2, 1, why]]
 
 
-def test_ctrl_c_stops_all_clients_at_once(images, tmp_path, monkeypatch, two_threads):
+def ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture
+def listening():
+    """Ctrl-C is an exception here, even where the tests run in the background of a shell, which turns that off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("interrupt", [ctrl_c, _thread.interrupt_main], ids=["Ctrl-C", "ray.cancel"])
+def test_an_interruption_stops_all_clients_at_once(images, tmp_path, monkeypatch, two_threads, listening, interrupt):
     meet = threading.Barrier(2, timeout=60)
 
     def train_round(*_):
         if meet.wait() == 0:
-            os.kill(os.getpid(), signal.SIGINT)
+            interrupt()
         hang()
 
     monkeypatch.setattr(fedlib.client, "train_round", train_round)
