@@ -63,8 +63,9 @@ def run_on_ray(studies: list[StudyConfig], threads: int, address: str | None, ti
                     _settle(task, *waiting.pop(task))
                 tick()
         finally:
-            for task in waiting:
-                ray.cancel(task)  # KeyboardInterrupt there: the run is put back in the queue
+            for task, (config, study) in waiting.items():
+                if not RunStore(study.out_dir).done([config]):  # Ray ends this process if it cancels what is just answering
+                    ray.cancel(task)  # KeyboardInterrupt there: the run is put back in the queue
             if waiting:
                 ray.wait(list(waiting), num_returns=len(waiting), timeout=PATIENCE)
 
