@@ -24,7 +24,9 @@ from fedlib.experiment import run
 from fedlib.runs import RunStore
 
 PATIENCE = 10.0
-"""Seconds for a cluster to answer, and for its tasks to end when a study is interrupted."""
+"""Seconds for a cluster to answer."""
+LAST_STEPS = 30.0
+"""Seconds for a cluster's tasks to end when a study is interrupted; on a busy machine two seconds become twelve."""
 
 
 def check_ray(studies: list[StudyConfig], address: str | None) -> None:
@@ -67,7 +69,7 @@ def run_on_ray(studies: list[StudyConfig], threads: int, address: str | None, ti
                 if not RunStore(study.out_dir).done([config]):  # Ray ends this process if it cancels what is just answering
                     ray.cancel(task)  # KeyboardInterrupt there: the run is put back in the queue
             if waiting:
-                ray.wait(list(waiting), num_returns=len(waiting), timeout=PATIENCE)
+                ray.wait(list(waiting), num_returns=len(waiting), timeout=LAST_STEPS)
 
 
 def _to_do(studies: list[StudyConfig]) -> Iterator[tuple[RunConfig, StudyConfig]]:
@@ -99,8 +101,12 @@ def _settle(task: Any, config: RunConfig, study: StudyConfig) -> None:
 
 def _carry_out(config: str, data_dir: str, out_dir: str, seal: str, threads: int) -> str | None:
     """Train and score one run, whatever node this is. Returns why the node cannot; a run's failure is in the run store."""
+    import ray
+
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ray.cancel is one; a cluster begun with `&` ignores them
+    if ray.get_runtime_context().is_canceled():  # until now, that is
+        return None
     try:
         data = open_prepared(data_dir)
         if _seal(Path(out_dir)) != seal:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pandas as pd
 import pytest
@@ -89,6 +90,33 @@ def test_a_failed_run_does_not_stop_the_others(cluster, small):
     executors.run_on_ray([small], 1, cluster, lambda: None)
     assert len(store.done(others)) == len(others) == 2
     assert "weights.safetensors" in store.get(failing.run_id).status["error"]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_called_off_before_its_process_listens_does_not_begin(cluster, small, tmp_path):
+    """What Ray starts on this cluster is deaf until `_carry_out` begins, seconds of imports later."""
+    import ray
+
+    carry_out, began, goes_on = executors._carry_out, tmp_path / "began", tmp_path / "goes on"
+
+    def wait_for(path):
+        until = time.monotonic() + 60
+        while not path.exists() and time.monotonic() < until:
+            os.sched_yield()
+
+    def after_imports(*given):
+        began.touch()
+        wait_for(goes_on)
+        return carry_out(*given)
+
+    with executors._connected(cluster):
+        ((config, _), *_) = executors._to_do([small])
+        task = ray.remote(after_imports).remote(*executors._given(config, small, 1))
+        wait_for(began)
+        ray.cancel(task)
+        goes_on.touch()
+        assert ray.get(task, timeout=60) is None
+    assert RunStore(small.out_dir).all() == []
 
 
 @pytest.mark.slow
