@@ -1,6 +1,7 @@
 """One lock for pip and conda users, documents that name files that exist, and rooms that import downwards only."""
 
 import ast
+import json
 import os
 import re
 import sys
@@ -133,6 +134,29 @@ def test_how_threads_wait_is_set_before_torch_is_there_to_read_it(module):
     order = "print([name for name in sys.modules if name in ('fedlib', 'torch')], os.environ['GOMP_SPINCOUNT'])"
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     assert python("-c", f"import os, sys, {module}; {order}", env=environment).stdout == "['fedlib', 'torch'] 2000\n"
+
+
+FREED = """
+import fedlib, psutil, torch
+
+def resident():
+    return psutil.Process().memory_info().rss / 1e6
+
+small, large = [torch.zeros(250_000) for _ in range(200)], torch.zeros(25_000_000)
+peak = resident()
+small.clear()
+left = resident()
+del large
+print([peak - left, left - resident()])
+"""
+
+
+def test_a_step_finds_the_memory_that_the_step_before_has_freed():
+    """MB given back to the system, of 200 in blocks as a step's, and of one block of 100."""
+    given = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    assert json.loads(python("-c", FREED, env=given).stdout) == pytest.approx([0, 100], abs=10)
+    own = given | {"MALLOC_TRIM_THRESHOLD_": "131072"}
+    assert json.loads(python("-c", FREED, env=own).stdout) == pytest.approx([200, 100], abs=10)
 
 
 def test_a_run_s_kernels_are_chosen_without_torch_s_compiler():
