@@ -11,9 +11,8 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -34,7 +33,7 @@ from fedlib.runs import RunStore
 
 NOTEBOOKS = ROOT / "notebooks"
 STAGES = (("01_data_preparation",), ("02_centralized_training", "03_federated_simulation"), ("04_compare_results",))
-"""Notebooks of one stage do not need each other and may run at the same time."""
+"""A notebook needs those of the stages before, of its own task; those of one stage do not need each other."""
 MODES = {"02": ("centralized",), "03": ("local", "federated"), "04": ("centralized", "local", "federated")}
 
 
@@ -61,6 +60,15 @@ class Job:
         usual = StudyConfig.make(task=self.study.task, profile=self.study.profile)
         given, known = (json.loads(study.model_dump_json(by_alias=True)) for study in (self.study, usual))
         return {name: value for name, value in given.items() if value != known[name] or name in ("task", "profile")}
+
+    @property
+    def stage(self) -> int:
+        """Where it stands in STAGES."""
+        return next(number for number, stage in enumerate(STAGES) if self.notebook in stage)
+
+    def needs(self, other: "Job") -> bool:
+        """Whether the other must have ended before this one begins."""
+        return other.study == self.study and other.stage < self.stage
 
     def runs(self) -> list[RunConfig]:
         """The runs that this notebook trains or reads."""
@@ -105,15 +113,17 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1, executor: str = "loca
         _Bar(studies) as bar,
         _pool(n_jobs) as pool,
     ):
-        for stage in STAGES:
-            todo = [Job(study, notebook) for notebook in reversed(stage) for study in studies]  # 03 is by far the longest
-            problems += _run_stage(todo, pool, n_jobs, bar)
-            if stage is STAGES[0]:  # from here on there must be data, and a task without any has failed
-                studies = [study for study in studies if find_prepared(study.prepared_dir, study.task)]
-                for study in studies:
-                    remember_study(study, check(study))
-                if executor == "ray":
-                    run_on_ray(studies, threads, address, lambda: bar.show([]))
+        first, *later = STAGES
+        problems += _execute_all([Job(study, notebook) for notebook in first for study in studies], pool, n_jobs, bar)
+        # From here on there must be data, and a task without any has failed.
+        studies = [study for study in studies if find_prepared(study.prepared_dir, study.task)]
+        for study in studies:
+            remember_study(study, check(study))
+        if executor == "ray":
+            run_on_ray(studies, threads, address, lambda: bar.show([]))
+        # 03 is by far the longest and comes before 02: no core should be idle while the other still has it to do.
+        todo = [Job(study, notebook) for stage in later for notebook in reversed(stage) for study in studies]
+        problems += _execute_all(todo, pool, n_jobs, bar)
     if studies:
         problems += [f"{run['run_id']}: {run['why']}" for study in studies for run in _missing(study)]
         write_index(studies[0].out_dir)
@@ -181,18 +191,20 @@ def _missing(study: StudyConfig) -> list[dict[str, str]]:
     return missing_runs(study.out_dir, study, open_prepared(study.prepared_dir, study.task).fingerprint)
 
 
-def _run_stage(jobs: list[Job], pool: ProcessPoolExecutor, n_jobs: int, bar: "_Bar") -> list[str]:
+def _execute_all(jobs: list[Job], pool: ProcessPoolExecutor, n_jobs: int, bar: "_Bar") -> list[str]:
+    """Execute notebooks, `n_jobs` at a time, in this order but for those that need others. Returns their errors."""
+    todo, problems = list(jobs), []
     waiting: dict[Future, Job] = {}
-    problems = []
-    for job in jobs:
-        if job.is_done():
-            bar.notebook_done()
-        else:
-            waiting[pool.submit(execute, job)] = job
     try:
-        while waiting:
+        while todo or waiting:
+            for job in [job for job in todo if not any(map(job.needs, (*todo, *waiting.values())))]:
+                todo.remove(job)
+                if job.is_done():
+                    bar.notebook_done()
+                else:
+                    waiting[pool.submit(execute, job)] = job
             bar.show(list(waiting.values())[:n_jobs])  # the pool takes them in this order
-            time.sleep(0.3)
+            wait(waiting, 0.3, FIRST_COMPLETED)
             for future in [future for future in waiting if future.done()]:
                 job = waiting.pop(future)
                 bar.notebook_done()

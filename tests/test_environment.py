@@ -159,14 +159,6 @@ def test_a_step_finds_the_memory_that_the_step_before_has_freed():
     assert json.loads(python("-c", FREED, env=own).stdout) == pytest.approx([200, 100], abs=10)
 
 
-def test_a_run_s_kernels_are_chosen_without_torch_s_compiler():
-    """`torch.use_deterministic_algorithms` would import it, 2 s where nothing is trained."""
-    config = "types.SimpleNamespace(deterministic=True)"
-    chosen = f"from fedlib.training import kernels\nwith kernels({config}): pass\nprint('torch._inductor' in sys.modules)"
-    done = python("-c", f"import sys, types\n{chosen}")
-    assert done.stdout.strip() == "False", done.stderr
-
-
 def test_tests_that_share_what_is_costly_stay_in_one_process(request):
     """pytest-xdist writes the group behind a test's name, and deals whole groups."""
     assert request.node.nodeid.endswith("@tests.test_environment") == ("PYTEST_XDIST_WORKER" in os.environ)

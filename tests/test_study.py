@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pandas as pd
@@ -49,6 +51,26 @@ def test_the_same_command_again_does_nothing(smoke, studies, monkeypatch):
     after = snapshot(smoke)
     changed = {name for name in after if after[name] != before.get(name) and not name.startswith("tables/")}
     assert changed <= {"index.html", "study.json", "results.csv"}
+
+
+def test_a_task_s_comparison_does_not_wait_for_the_other_task(tmp_path, monkeypatch):
+    first, other = (StudyConfig.make(profile="smoke", task=task, out_dir=tmp_path) for task in TASKS)
+    jobs = [Job(study, notebook) for stage in STAGES[1:] for notebook in reversed(stage) for study in (first, other)]
+    began, compared = [], threading.Event()
+
+    def execute(job):
+        began.append((job.study.task, job.notebook[:2]))
+        if began[-1] == (first.task, "04"):
+            compared.set()
+        elif began[-1] == (other.task, "03"):
+            return None if compared.wait(60) else "03 of the other task waits in vain"
+
+    monkeypatch.setattr(study, "execute", execute)
+    with study._Bar([first, other]) as bar, ThreadPoolExecutor(2) as pool:
+        assert study._execute_all(jobs, pool, 2, bar) == []
+    assert sorted(began) == sorted((job.study.task, job.notebook[:2]) for job in jobs)
+    for task in TASKS:
+        assert [name for whose, name in began if whose == task] == ["03", "02", "04"]
 
 
 def test_a_notebook_is_done_only_for_its_own_parameters(studies):

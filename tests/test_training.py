@@ -10,7 +10,7 @@ from fedlib import tasks
 from fedlib.config import UserError
 from fedlib.data import PreparedSet, describe
 from fedlib.runs import state_sha256
-from fedlib.training import evaluate, initial_model, learning_rate, stream_seed, train_round
+from fedlib.training import WEIGHT_DECAY, AdamW, evaluate, initial_model, learning_rate, stream_seed, train_round
 from tests.helpers import python, run_config
 
 
@@ -49,14 +49,48 @@ def test_the_initial_model_comes_from_the_seed_and_leaves_the_global_generator_a
 
 def test_every_case_is_seen_once_an_epoch(data, monkeypatch):
     config, seen, steps = run_config(data, "centralized", local_epochs=3), [], []
-    read, step = PreparedSet.tensors, torch.optim.AdamW.step
+    read, step = PreparedSet.tensors, AdamW.step
     monkeypatch.setattr(PreparedSet, "tensors", lambda own, rows, device: seen.extend(rows) or read(own, rows, device))
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda own, *given: steps.append(1) or step(own, *given))
+    monkeypatch.setattr(AdamW, "step", lambda own, *given: steps.append(1) or step(own, *given))
     rows = data.split("train")[1:]
     done = train_round(initial_model(config, data), data, rows, config, 0, 1)
     assert sorted(seen) == sorted(np.repeat(rows, 3))
     assert len(steps) == 3 * -(-len(rows) // config.batch_size)
     assert done["n"] == len(rows)
+
+
+def test_our_optimiser_ends_with_the_bits_of_torch_s(data):
+    config, rates = run_config(data, "centralized"), (0.001, 0.01, 0.003)
+    own, other = initial_model(config, data), initial_model(config, data)
+    optimiser, torch_s = AdamW(own), torch.optim.AdamW(other.parameters(), weight_decay=WEIGHT_DECAY, fused=True)
+    for rate in rates:
+        for model in (own, other):
+            model.zero_grad()
+            model(data.tensors(data.split("train")[:4])[0]).square().mean().backward()
+        torch_s.param_groups[0]["lr"] = rate
+        optimiser.step(rate)
+        torch_s.step()
+    assert state_sha256(own.state_dict()) == state_sha256(other.state_dict())
+
+
+TRAIN = """
+import sys
+from fedlib.config import RunConfig
+from fedlib.data import open_prepared
+from fedlib.training import evaluate, initial_model, train_round
+
+config, data = RunConfig.model_validate_json(sys.argv[1]), open_prepared(sys.argv[2])
+model = initial_model(config, data)
+train_round(model, data, data.split("train"), config, 0, 1)
+evaluate(model, data, data.split("val"), config)
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_no_process_that_trains_or_scores_imports_torch_s_compiler(data):
+    """It takes a second or two. torch's optimisers and `torch.use_deterministic_algorithms` would import it."""
+    done = python("-c", TRAIN, run_config(data, "centralized").model_dump_json(), data.folder)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_training_learns(data):

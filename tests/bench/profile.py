@@ -26,7 +26,7 @@ from tests.bench.harness import prepared, show  # noqa: E402
 PARTS = {
     "forward and loss": ("module.py", "_wrapped_call_impl"),
     "backward": ("_tensor.py", "backward"),
-    "optimiser": ("optimizer.py", "wrapper"),
+    "optimiser": ("training.py", "step"),
     "reading": ("data.py", "tensors"),
     "augmentation": ("data.py", "random_affine"),
     "training metric": ("", "training_metric"),
