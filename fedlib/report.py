@@ -9,29 +9,17 @@ from markupsafe import Markup
 
 from fedlib import checklist, plots, statistics, tasks
 from fedlib.config import RunConfig, StudyConfig, UserError
-from fedlib.data import PreparedSet, write_atomically
+from fedlib.data import write_atomically
 from fedlib.findings import Findings, findings, show_comparison, verdict_mark
 from fedlib.pages import STYLE, environment, render_notebook
 from fedlib.runs import Run, RunStore
 
-__all__ = ["missing_runs", "remember_study", "show_comparison", "write_index", "write_report"]
+__all__ = ["missing_runs", "show_comparison", "write_index", "write_report"]
 SHORT = {"classification": "Chest X-rays: classification", "segmentation": "Hearts: segmentation"}
 HEADINGS = {
     "classification": "Classification: ResNet18, chest X-ray, one of several categories",
     "segmentation": "Segmentation: 3D U-Net, left ventricle and myocardium",
 }
-KEPT = ("title", "synthetic", "choices", "counts")
-"""What study.json keeps of a prepared set's manifest, so that the page can be made again without the images."""
-
-
-def remember_study(study: StudyConfig, data: PreparedSet) -> None:
-    """Keep in study.json what the report needs to know: the configuration of each task, decided, and its data."""
-    path = study.out_dir / "study.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    described = {name: data.manifest[name] for name in KEPT if name in data.manifest} | {"fingerprint": data.fingerprint}
-    described |= {split: len(data.split(split)) for split in ("train", "val", "test")}
-    known[study.task] = {"study": json.loads(study.on_this_machine().model_dump_json(by_alias=True)), "data": described}
-    write_atomically(path, json.dumps(known, indent=2))
 
 
 def write_report(out_dir: Path) -> Path:

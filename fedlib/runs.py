@@ -22,13 +22,15 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
-from fedlib.config import ROOT, RunConfig, UserError, validated
-from fedlib.data import file_sha256, read_cases, write_atomically
+from fedlib.config import ROOT, RunConfig, StudyConfig, UserError, validated
+from fedlib.data import PreparedSet, file_sha256, read_cases, write_atomically
 
 State = dict[str, torch.Tensor]
 FILES = ("config.json", "rounds.csv", "clients.csv", "validation.csv", "cases.csv", "own_cases.csv", "weights.safetensors",
          "provenance.json")  # fmt: skip
 """Of a finished run; validation.csv and own_cases.csv of federated runs only. status.json holds the hash of each."""
+KEPT = ("title", "synthetic", "choices", "counts")
+"""What study.json keeps of a prepared set's manifest, so that the page can be made again without the images."""
 PACKAGES = ("torch", "monai", "flwr", "torchmetrics", "numpy", "pandas")
 
 
@@ -285,6 +287,16 @@ class ClientMemory:
     @staticmethod
     def _round(path: Path) -> int:
         return int(path.stem.rpartition("-")[2])
+
+
+def remember_study(study: StudyConfig, data: PreparedSet) -> None:
+    """Keep in study.json what the report needs to know: the configuration of each task, decided, and its data."""
+    path = study.out_dir / "study.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    described = {name: data.manifest[name] for name in KEPT if name in data.manifest} | {"fingerprint": data.fingerprint}
+    described |= {split: len(data.split(split)) for split in ("train", "val", "test")}
+    known[study.task] = {"study": json.loads(study.on_this_machine().model_dump_json(by_alias=True)), "data": described}
+    write_atomically(path, json.dumps(known, indent=2))
 
 
 def state_sha256(state: State) -> str:

@@ -2,6 +2,9 @@
 
 A notebook that was executed with these parameters, and whose runs are all done, is not executed again; a run that is done
 is not trained again. So the same command goes on wherever it was stopped.
+
+Each process of the pool imports this module before it starts a kernel, which imports all that it needs itself. So what takes
+seconds to import, MONAI and the report's libraries, is imported here where it is used.
 """
 
 import hashlib
@@ -15,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -25,11 +29,8 @@ from tqdm import tqdm
 
 from fedlib.config import ROOT, RunConfig, StudyConfig, UserError
 from fedlib.data import PreparedSet, find_prepared, open_prepared
-from fedlib.executors import check_ray, run_on_ray
-from fedlib.pages import render_notebook
 from fedlib.partition import clients_of
-from fedlib.report import missing_runs, remember_study, write_index
-from fedlib.runs import RunStore
+from fedlib.runs import RunStore, remember_study
 
 NOTEBOOKS = ROOT / "notebooks"
 STAGES = (("01_data_preparation",), ("02_centralized_training", "03_federated_simulation"), ("04_compare_results",))
@@ -101,6 +102,8 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1, executor: str = "loca
         if study.data_dir:
             check(study)
     if executor == "ray":
+        from fedlib.executors import check_ray, run_on_ray
+
         check_ray(studies, address)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill stops the children too
     threads = torch.get_num_threads()
@@ -121,10 +124,13 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1, executor: str = "loca
             remember_study(study, check(study))
         if executor == "ray":
             run_on_ray(studies, threads, address, lambda: bar.show([]))
+        threading.Thread(target=import_module, args=["fedlib.report"]).start()  # while this process waits for the others
         # 03 is by far the longest and comes before 02: no core should be idle while the other still has it to do.
         todo = [Job(study, notebook) for stage in later for notebook in reversed(stage) for study in studies]
         problems += _execute_all(todo, pool, n_jobs, bar)
     if studies:
+        from fedlib.report import write_index
+
         problems += [f"{run['run_id']}: {run['why']}" for study in studies for run in _missing(study)]
         write_index(studies[0].out_dir)
     return problems
@@ -188,6 +194,8 @@ def check(study: StudyConfig) -> PreparedSet:
 
 
 def _missing(study: StudyConfig) -> list[dict[str, str]]:
+    from fedlib.report import missing_runs
+
     return missing_runs(study.out_dir, study, open_prepared(study.prepared_dir, study.task).fingerprint)
 
 
@@ -219,7 +227,9 @@ def _execute_all(jobs: list[Job], pool: ProcessPoolExecutor, n_jobs: int, bar: "
 
 def execute(job: Job) -> str | None:
     """Execute a notebook aside, stamp it, render it, put both in place. Returns the error in one line, if there was one."""
-    import papermill  # here: only the children need it
+    import papermill
+
+    from fedlib.pages import render_notebook
 
     job.output.parent.mkdir(parents=True, exist_ok=True)
     aside, error = job.output.with_name(f".{os.getpid()}-{job.output.name}"), None

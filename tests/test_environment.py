@@ -123,6 +123,13 @@ def test_the_command_line_answers_without_torch(module):
     assert done.stdout.strip() == "[]"
 
 
+def test_a_study_s_processes_start_without_what_their_kernels_import():
+    """A process of the pool imports fedlib.study, and then starts a kernel that imports all over again."""
+    late = "{'monai', 'flwr', 'seaborn', 'statsmodels', 'papermill', 'nbconvert'}"
+    done = python("-c", f"import sys, fedlib.study; print(sorted({late} & set(sys.modules)))")
+    assert done.stdout.strip() == "[]"
+
+
 def test_no_part_of_fedlib_imports_ray_or_a_grammar_that_takes_seconds():
     names = ", ".join(f"fedlib.{path.stem}" for path in (ROOT / "fedlib").glob("*.py") if not path.stem.startswith("__"))
     done = python("-c", f"import sys, {names}; print(sorted({{'ray', 'rfc3987_syntax', 'torch'}} & set(sys.modules)))")

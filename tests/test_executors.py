@@ -9,8 +9,7 @@ import pytest
 
 from fedlib import executors, study
 from fedlib.config import StudyConfig, UserError
-from fedlib.report import remember_study
-from fedlib.runs import RunStore
+from fedlib.runs import RunStore, remember_study
 from tests.helpers import commands, python, ray_processes
 from tests.test_study import COMMAND, results, stop_in_the_middle
 

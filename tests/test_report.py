@@ -10,7 +10,7 @@ from bs4 import BeautifulSoup
 
 from fedlib import report, tasks
 from fedlib.config import StudyConfig, UserError
-from fedlib.runs import RunStore
+from fedlib.runs import RunStore, remember_study
 from tests.helpers import python, snapshot
 from tests.made_up import CLASSES, FINGERPRINT, made_up, made_up_run
 
@@ -296,7 +296,7 @@ def test_a_damaged_study_json_is_refused_in_one_line(tmp_path, text):
 def test_a_study_is_remembered_with_the_precision_it_was_made_in(tmp_path, images, monkeypatch):
     study = StudyConfig.make(profile="smoke", precision="auto", out_dir=tmp_path)
     monkeypatch.setattr("fedlib.config.native_precision", lambda: "bf16")
-    report.remember_study(study, images)
+    remember_study(study, images)
     made = study.runs(images.fingerprint)
     monkeypatch.setattr("fedlib.config.native_precision", lambda: "fp32")  # the report is made again on an older machine
     assert planned(tmp_path, "classification") == made
