@@ -3,23 +3,25 @@
     python -m tests.bench.study --profile smoke      a look at it in four minutes; its shares mean nothing
 
 Both tasks run as a user starts them, on phantoms that are there already, with one thread a job: first one job, then two.
-Training is the sum of all clients' turns as the runs have it. Scoring is measured afterwards on each run's model, once for
-each split, and counted as often as the run did it. The rest is Python's imports, Jupyter kernels, messages, figures, lessons
-and the report. Writes reports/bench/study.json.
+Training is the sum of what the runs took, a lesson's own two among them. Scoring is measured afterwards on each run's model,
+with as many processes at work as there were jobs, once for each split, and counted as often as the run did it. The rest is
+Python's imports, Jupyter kernels, figures, what lessons do beside their runs, the report. Writes reports/bench/study.json.
 """
 
 import argparse
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 
 from data_prep.sources import prepare_synthetic
 from fedlib.config import ROOT, StudyConfig
-from fedlib.data import PreparedSet
+from fedlib.data import open_prepared
 from fedlib.experiment import load_model
 from fedlib.runs import Run, RunStore
 from fedlib.tasks import TASKS
@@ -27,20 +29,22 @@ from fedlib.training import evaluate
 from tests.bench.harness import seconds, show, write
 
 
-def study(profile: str, jobs: int, sets: dict[str, PreparedSet], out: Path) -> dict[str, float]:
+def study(profile: str, jobs: int, sets: dict[str, Path], out: Path) -> dict[str, float]:
     """Wall seconds of a whole study, and the seconds of training and of scoring in it."""
     command = [sys.executable, "-m", "fedlib", "study", "--profile", profile, "--jobs", str(jobs), "--out", str(out)]
     where = ["--data", str(out.parent)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     wall = seconds(lambda: subprocess.run([*command, *where], check=True, cwd=ROOT, env=environment, capture_output=True))
     runs = RunStore(out).all()
-    training = sum(run.result["seconds"] for run in runs)
-    return {"jobs": jobs, "wall": wall, "training": training, "scoring": sum(scoring(run, sets) for run in runs)}
+    training = sum(run.result["seconds"] for run in runs + RunStore(out / "lesson").all())
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        scored = list(pool.map(scoring, runs, [sets[run.config.task] for run in runs]))
+    return {"jobs": jobs, "wall": wall, "training": training, "scoring": sum(scored)}
 
 
-def scoring(run: Run, sets: dict[str, PreparedSet]) -> float:
+def scoring(run: Run, folder: Path) -> float:
     """Seconds that a run spent on validation after every round, on the test split, and on the clients' own cases."""
-    config, data = run.config, sets[run.config.task]
+    config, data = run.config, open_prepared(folder)
     model = load_model(run, data, 0 if config.models_apart else None)
 
     def taken(split: str) -> float:
@@ -56,12 +60,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="quick")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder, sets = Path(temporary), {}
         for task in TASKS:
             sizes = StudyConfig.make(task=task, profile=options.profile)
-            sets[task] = prepare_synthetic(task, folder / task, cases=sizes.synthetic_cases, size=sizes.size)
+            sets[task] = prepare_synthetic(task, folder / task, cases=sizes.synthetic_cases, size=sizes.size).folder
         rows = [study(options.profile, jobs, sets, folder / str(jobs)) for jobs in (1, 2)]
     for row in rows:
         row["rest"] = 1 - (row["training"] + row["scoring"]) / row["wall"] / row["jobs"]
