@@ -23,7 +23,7 @@ from fedlib.data import PreparedSet, batches
 WARM_UP = 0.1
 """Share of the run over which the learning rate rises (*chosen*)."""
 WEIGHT_DECAY = 0.01
-"""Of AdamW (*chosen*, with the moments' rates of the paper and of torch)."""
+"""Of AdamW (*chosen*). All else in it is as torch has it."""
 torch.utils.deterministic.fill_uninitialized_memory = False  # it looks for bugs, and we read no memory before it is written
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS has no deterministic kernels
 
