@@ -140,18 +140,31 @@ def session(leader):
     return found
 
 
+def left_behind(leader):
+    """What is still there of a session; its processes have a minute to see that their leader is gone."""
+    until = time.monotonic() + 60
+    while (found := session(leader)) and time.monotonic() < until:
+        os.sched_yield()
+    return found
+
+
 def stop_in_the_middle(out, how, *given, **options):
-    """Start a study, stop it by a signal as soon as one run is done, and give its exit code; nothing of it is left."""
+    """Start a study, stop it by a signal when one run is done and one is under way, and give its exit code.
+
+    Nothing of it is left.
+    """
     command = [sys.executable, *COMMAND, str(out), *map(str, given)]
     process = started(command, stderr=subprocess.DEVNULL, start_new_session=True, **options)
     try:
-        wait_for(lambda: any(run.done for run in RunStore(out).all()), process)
+        wait_for(lambda: {run.status["state"] for run in RunStore(out).all()} >= {"done", "running"}, process)
         os.kill(process.pid, how) if how == signal.SIGKILL else os.killpg(
             process.pid, how
         )  # a terminal tells the whole group
-        return process.wait(DEADLINE)
+        code = process.wait(DEADLINE)
+        assert left_behind(process.pid) == []
+        return code
     finally:
-        if process.poll() is None:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
 
