@@ -27,7 +27,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 def _keep_freed_memory() -> None:
     """Have glibc keep what is freed for the next step, which would otherwise pay a page fault for every 4 KB of it.
 
-    A step frees and takes again some 10 MB, and glibc hands them back to the system in between (docs/speed.md). What is
+    A step frees and takes again some 5 MB, and glibc hands them back to the system in between (docs/speed.md). What is
     larger than 32 MB, a set or a large model's message, is given back still. glibc's own variables for this, where they
     are set, decide instead; where there is no glibc nothing changes.
     """

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -71,12 +71,17 @@ def files_of_at_most(n: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def ray_processes() -> list[str]:
-    """Commands of what Ray runs on this machine; workers need a moment to see that their raylet is gone."""
-    until = time.monotonic() + 120
-    while (found := list(filter(RAY.search, commands()))) and time.monotonic() < until:
+def left(find: Callable[[], list], seconds: float) -> list:
+    """What `find` still finds when it has had so many seconds to find nothing."""
+    until = time.monotonic() + seconds
+    while (found := find()) and time.monotonic() < until:
         os.sched_yield()
     return found
+
+
+def ray_processes() -> list[str]:
+    """Commands of what Ray runs on this machine; workers need a moment to see that their raylet is gone."""
+    return left(lambda: list(filter(RAY.search, commands())), 120)
 
 
 def commands() -> Iterator[str]:

@@ -20,7 +20,7 @@ from fedlib.config import StudyConfig
 from fedlib.report import missing_runs
 from fedlib.runs import RunStore
 from fedlib.study import STAGES, Job, run_study
-from tests.helpers import python, snapshot, started
+from tests.helpers import left, python, snapshot, started
 
 TASKS = ("classification", "segmentation")
 DEADLINE = 300
@@ -140,14 +140,6 @@ def session(leader):
     return found
 
 
-def left_behind(leader):
-    """What is still there of a session; its processes have a minute to see that their leader is gone."""
-    until = time.monotonic() + 60
-    while (found := session(leader)) and time.monotonic() < until:
-        os.sched_yield()
-    return found
-
-
 def stop_in_the_middle(out, how, *given, **options):
     """Start a study, stop it by a signal when one run is done and one is under way, and give its exit code.
 
@@ -161,7 +153,7 @@ def stop_in_the_middle(out, how, *given, **options):
             process.pid, how
         )  # a terminal tells the whole group
         code = process.wait(DEADLINE)
-        assert left_behind(process.pid) == []
+        assert left(lambda: session(process.pid), 60) == []
         return code
     finally:
         with suppress(ProcessLookupError):
