@@ -1,7 +1,6 @@
 """What several test modules need: the commands as a user types them, and small configurations."""
 
 import functools
-import os
 import re
 import resource
 import signal
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from fedlib.config import ROOT, RunConfig
 from fedlib.data import PreparedSet
@@ -71,17 +71,22 @@ def files_of_at_most(n: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def left(find: Callable[[], list], seconds: float) -> list:
-    """What `find` still finds when it has had so many seconds to find nothing."""
-    until = time.monotonic() + seconds
-    while (found := find()) and time.monotonic() < until:
-        os.sched_yield()
+PATIENCE = 400
+"""Seconds after which a test gives up on what it waits for: a round takes a minute where others work too."""
+
+
+def until(is_so: Callable[[], Any], what: str) -> Any:
+    """Wait for something that another process does; what `is_so` found then."""
+    end = time.monotonic() + PATIENCE
+    while not (found := is_so()):
+        assert time.monotonic() < end, what
+        time.sleep(0.05)  # not busily: Ray's workers have the lowest priority
     return found
 
 
-def ray_processes() -> list[str]:
-    """Commands of what Ray runs on this machine; workers need a moment to see that their raylet is gone."""
-    return left(lambda: list(filter(RAY.search, commands())), 120)
+def ray_is_gone() -> bool:
+    """Whether Ray runs nothing on this machine; workers need a moment to see that their raylet is gone."""
+    return not any(map(RAY.search, commands()))
 
 
 def commands() -> Iterator[str]:

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import tomllib
 from pathlib import Path
 
@@ -24,19 +23,7 @@ from fedlib.federation import FederationError
 from fedlib.flower_app import Answers, asked_for
 from fedlib.guard import Processes
 from fedlib.runs import RunStore
-from tests.helpers import outcome, python, run_config, started
-
-PATIENCE = 400
-"""Seconds after which a test gives up on what it waits for: a round takes a minute where others work too."""
-
-
-def until(is_so, what):
-    """Wait for something that another process does."""
-    end = time.monotonic() + PATIENCE
-    while not (found := is_so()):
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-    return found
+from tests.helpers import PATIENCE, outcome, python, run_config, started, until
 
 
 def processes_of(folder):

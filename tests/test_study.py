@@ -20,7 +20,7 @@ from fedlib.config import StudyConfig
 from fedlib.report import missing_runs
 from fedlib.runs import RunStore
 from fedlib.study import STAGES, Job, run_study
-from tests.helpers import left, python, snapshot, started
+from tests.helpers import python, snapshot, started, until
 
 TASKS = ("classification", "segmentation")
 DEADLINE = 300
@@ -153,7 +153,7 @@ def stop_in_the_middle(out, how, *given, **options):
             process.pid, how
         )  # a terminal tells the whole group
         code = process.wait(DEADLINE)
-        assert left(lambda: session(process.pid), 60) == []
+        until(lambda: not session(process.pid), "processes are left")
         return code
     finally:
         with suppress(ProcessLookupError):
