@@ -213,18 +213,18 @@ def test_two_hundred_clients_of_which_few_take_part_cost_the_memory_of_few(tmp_p
 
 
 PEAK = """
-import resource, sys
+import sys
 from pathlib import Path
 from data_prep.sources import prepare_synthetic
 from fedlib import experiment
 from fedlib.runs import RunStore
-from tests.helpers import run_config
+from tests.helpers import peak_mb, run_config
 
 out, n, sampled = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 data = prepare_synthetic("classification", out / "set", 1600, size=16)
 config = run_config(data, "federated", n_clients=n, participation=sampled / n, width=64)
 experiment.run(config, data, RunStore(out))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(peak_mb())
 """
 
 

@@ -11,7 +11,6 @@ import fedlib  # noqa: F401, before torch, as in every process of ours: it says 
 # isort: split
 import argparse
 import functools
-import resource
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from fedlib.partition import clients_of
 from fedlib.runs import RunRecord, RunStore
 from fedlib.training import initial_model
 from tests.bench.harness import prepared, ratio, seconds, show, side_by_side, write
+from tests.helpers import peak_mb
 
 CLIENTS = (2, 4, 8, 16)
 CASES = {
@@ -130,7 +130,7 @@ def peaks(data: PreparedSet, folder: Path) -> list[dict]:
 def peak(config: str, data_dir: str, folder: str) -> None:
     """Carry out one run and print this process's peak memory in MB."""
     train(RunConfig.model_validate_json(config), open_prepared(data_dir), Path(folder))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    print(peak_mb())
 
 
 def costs(sets: Path, folder: Path) -> dict[str, list[dict]]:
