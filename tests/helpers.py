@@ -98,4 +98,4 @@ def commands() -> Iterator[str]:
 
 def peak_mb() -> int:
     """Most memory that this process has had, in MB (Linux). What `resource` says is no less than what its parent had."""
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024 // 10**6
