@@ -5,8 +5,8 @@
 Both tasks run as a user starts them, on phantoms that are there already: two jobs of one thread, as two cores are shared
 out, against one job of one thread and one of two. Training is the sum of what the runs took, a lesson's own two among them.
 Scoring is measured afterwards on each run's model, with as many processes at work as there were jobs, once for each split,
-and counted as often as the run did it. The rest is
-Python's imports, Jupyter kernels, figures, what lessons do beside their runs, the report. Writes reports/bench/study.json.
+and counted as often as the run did it. The rest is Python's imports, Jupyter kernels, figures, what lessons do beside their
+runs, the report. Writes reports/bench/study.json.
 """
 
 import argparse
