@@ -75,18 +75,18 @@ PATIENCE = 400
 """Seconds after which a test gives up on what it waits for: a round takes a minute where others work too."""
 
 
-def until(is_so: Callable[[], Any], what: str) -> Any:
+def until(is_so: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
     """Wait for something that another process does; what `is_so` found then."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + seconds
     while not (found := is_so()):
         assert time.monotonic() < end, what
         time.sleep(0.05)  # not busily: Ray's workers have the lowest priority
     return found
 
 
-def ray_is_gone() -> bool:
-    """Whether Ray runs nothing on this machine; workers need a moment to see that their raylet is gone."""
-    return not any(map(RAY.search, commands()))
+def no_ray_is_left() -> None:
+    """Fail if Ray runs anything on this machine; workers need a moment to see that their raylet is gone."""
+    until(lambda: not any(map(RAY.search, commands())), "Ray is left", 120)
 
 
 def commands() -> Iterator[str]:

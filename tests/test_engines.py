@@ -14,7 +14,7 @@ from fedlib import engines, experiment, statistics
 from fedlib.config import UserError
 from fedlib.federation import FederationError, shares
 from fedlib.runs import RunStore
-from tests.helpers import outcome, ray_is_gone, run_config, until
+from tests.helpers import no_ray_is_left, outcome, run_config
 
 
 def without(run, *names):
@@ -181,7 +181,7 @@ def test_a_client_that_fails_under_ray_stops_the_run_by_name_and_leaves_nothing(
     with pytest.raises(FederationError, match="round 2: client 1 failed: OSError: disk full; expected"):
         experiment.run(config, images, store)
     assert store.get(config.run_id).status["state"] == "failed"
-    until(ray_is_gone, "Ray is left")
+    no_ray_is_left()
     monkeypatch.undo()
     whole = experiment.run(run_config(images, "federated"), images, store)
     assert without(experiment.run(config, images, store)) == without(whole), "it goes on from its checkpoint"
@@ -217,7 +217,7 @@ def test_ray_runs_on_a_cluster_by_its_address(images, tmp_path, monkeypatch):
         assert len(cluster.list_all_nodes()) == 2
     finally:
         cluster.shutdown()
-    until(ray_is_gone, "Ray is left")
+    no_ray_is_left()
 
 
 @pytest.mark.slow

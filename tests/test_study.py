@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -118,18 +117,6 @@ def results(folder):
     return table[table["task"] == "segmentation"].dropna(axis=1, how="all").drop(columns="seconds").reset_index(drop=True)
 
 
-def wait_for(condition, process):
-    """Wait until a file says so; a process that ends before is a failure of the test."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        try:
-            process.wait(0.05)
-        except subprocess.TimeoutExpired:
-            continue
-        raise AssertionError(f"ended with {process.returncode} before it could be stopped")
-
-
 def session(leader):
     """Processes that a process has started, dead ones that nobody has asked for left out."""
     found = []
@@ -140,6 +127,11 @@ def session(leader):
     return found
 
 
+def in_the_middle(out):
+    """Whether a study has a run that is done and one that is under way."""
+    return {run.status["state"] for run in RunStore(out).all()} >= {"done", "running"}
+
+
 def stop_in_the_middle(out, how, *given, **options):
     """Start a study, stop it by a signal when one run is done and one is under way, and give its exit code.
 
@@ -148,12 +140,13 @@ def stop_in_the_middle(out, how, *given, **options):
     command = [sys.executable, *COMMAND, str(out), *map(str, given)]
     process = started(command, stderr=subprocess.DEVNULL, start_new_session=True, **options)
     try:
-        wait_for(lambda: {run.status["state"] for run in RunStore(out).all()} >= {"done", "running"}, process)
+        until(lambda: in_the_middle(out) or process.poll() is not None, "no run", DEADLINE)
+        assert process.returncode is None, "it ended before it could be stopped"
         os.kill(process.pid, how) if how == signal.SIGKILL else os.killpg(
             process.pid, how
         )  # a terminal tells the whole group
         code = process.wait(DEADLINE)
-        until(lambda: not session(process.pid), "processes are left")
+        until(lambda: not session(process.pid), "processes are left", 60)
         return code
     finally:
         with suppress(ProcessLookupError):
