@@ -13,7 +13,7 @@ from data_prep.cardiac import Settings
 from data_prep.duplicates import NEAR_BITS
 from data_prep.pipeline import CORES
 from fedlib.config import UserError, run_command_line
-from fedlib.data import PreparedSet
+from fedlib.data.dataset import PreparedSet
 
 HELP = """Turn raw images into a prepared set that the study trains on.
 

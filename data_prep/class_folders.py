@@ -19,7 +19,7 @@ from data_prep.cases import Case, Loaded, Loader
 from data_prep.files import Files
 from data_prep.radiographs import PERCENTILES, header_columns, read_grey, squared
 from fedlib.config import UserError
-from fedlib.data import SPLITS
+from fedlib.data.dataset import SPLITS
 
 TASK = "classification"
 SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from fedlib.config import UserError
-from fedlib.data import ARRAYS
+from fedlib.data.dataset import ARRAYS
 
 MAX_BYTES = 4 * 2**30
 """No image or volume is larger; what claims to be would only fill the memory (a zip bomb)."""

@@ -22,7 +22,7 @@ from data_prep.files import Files, natural_key
 from data_prep.splits import FRACTIONS, assign_splits
 from data_prep.writer import PreparedWriter
 from fedlib.config import UserError
-from fedlib.data import ARRAYS, VERIFIED, PreparedSet, open_prepared
+from fedlib.data.dataset import ARRAYS, VERIFIED, PreparedSet, open_prepared
 
 READER = 1
 """Raised when the same settings give other arrays: what an older reader prepared is then read again."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from fedlib.data import SPLITS, PreparedSet
+from fedlib.data.dataset import SPLITS, PreparedSet
 
 OWN_COLUMNS = {"case", "patient", "split", "label", "dup_group", "file"}
 """Columns of cases.csv that name a case; every other one could give its class away."""

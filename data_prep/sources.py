@@ -14,7 +14,7 @@ from data_prep.pipeline import check_out, prepare, progress
 from data_prep.synthetic_cardiac import write_cardiac_ct
 from data_prep.synthetic_cxr import write_chest_xrays
 from fedlib.config import StudyConfig, UserError
-from fedlib.data import PreparedSet, open_prepared
+from fedlib.data.dataset import PreparedSet, open_prepared
 
 SYNTHETIC_FIELD_MM = 140.0
 """Field of view of a prepared phantom, whatever its size in voxels: the heart and a rim around it."""

@@ -5,7 +5,7 @@ import pandas as pd
 
 from data_prep.duplicates import linked
 from fedlib.config import UserError
-from fedlib.data import SPLITS, deal_groups
+from fedlib.data.dataset import SPLITS, deal_groups
 
 FRACTIONS = (0.6, 0.1, 0.3)
 """Train, val, test (*chosen*): a large test split, since the study's question is about differences."""

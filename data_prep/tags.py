@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from data_prep.quality import listed
 from data_prep.writer import PreparedWriter
-from fedlib.data import PreparedSet, find_prepared, open_prepared
+from fedlib.data.dataset import PreparedSet, find_prepared, open_prepared
 
 SHARE = 10
 """The tag's side is this part of the image's."""

@@ -19,7 +19,8 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from fedlib.config import UserError
-from fedlib.data import ARRAYS, PreparedSet, describe, open_prepared, to_disk, write_atomically
+from fedlib.data.dataset import ARRAYS, PreparedSet, describe, open_prepared
+from fedlib.data.files import to_disk, write_atomically
 
 COMMIT_SECONDS = 2.0
 """At most so much work is lost to a power cut."""

@@ -113,7 +113,7 @@ def study(
 
     What is not given comes from the profile. Exit code 0: every run is done; 1: some failed, and are named; 2: bad input.
     """
-    from fedlib.study import run_study  # here: --help must not wait for torch
+    from fedlib.study.runner import run_study  # here: --help must not wait for torch
 
     if address and executor is not ExecutorChoice.ray:
         raise UserError(f"--address {address}: expected with --executor ray only")
@@ -137,7 +137,7 @@ def study(
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -> None:
     """Rebuild all pages of a study from its notebooks and its run store, in seconds; nothing is trained."""
-    from fedlib.report import write_report
+    from fedlib.study.report import write_report
 
     typer.echo(f"Open {_relative(write_report(folder))}")
 
@@ -146,7 +146,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -
 def runs(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -> None:
     """List the runs of a study: state, score, or why one failed."""
     from fedlib import tasks
-    from fedlib.runs import RunStore
+    from fedlib.training.run_store import RunStore
 
     found = RunStore(folder).all()
     if not found:
@@ -168,7 +168,7 @@ def federation(
     """Start Flower's SuperLink and SuperNodes on this machine, with TLS and node keys, for `flwr run`; until Ctrl-C."""
     import time
 
-    from fedlib.deployment import CONNECTION, local_federation
+    from fedlib.federated.deployment import CONNECTION, local_federation
 
     with local_federation(nodes, port, certificates) as running:
         typer.echo(f"{nodes} SuperNodes at 127.0.0.1:{running.port}. In another terminal, from the repository's root:")

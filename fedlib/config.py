@@ -26,6 +26,8 @@ Strategy = Literal[
 Engine = Literal["inprocess", "ray", "deployment"]
 KRUM_CLIENTS = 5
 """2 f + 3 with one bad client (f = 1): Blanchard et al., 2017."""
+DELTA = 1e-5
+"""Chance that the promise of epsilon fails (*chosen*)."""
 ProfileName = Literal["smoke", "quick", "full"]
 Precision = Literal["fp32", "bf16"]
 

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from data_prep.sources import prepare_synthetic
-from fedlib.data import PreparedSet
+from fedlib.data.dataset import PreparedSet
 from tests.helpers import python
 
 

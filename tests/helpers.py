@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fedlib.config import ROOT, RunConfig
-from fedlib.data import PreparedSet
-from fedlib.runs import Run
+from fedlib.data.dataset import PreparedSet
+from fedlib.training.run_store import Run
 
 RAY = re.compile(r"raylet|gcs_server|^ray::")
 SIZES = {

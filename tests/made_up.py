@@ -9,7 +9,7 @@ import torch
 
 from fedlib import tasks
 from fedlib.config import RunConfig, StudyConfig
-from fedlib.runs import Run, RunStore, state_sha256
+from fedlib.training.run_store import Run, RunStore, state_sha256
 
 CLASSES = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
 FINGERPRINT = "f" * 64

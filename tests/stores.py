@@ -4,7 +4,7 @@ import pandas as pd
 
 from fedlib import tasks
 from fedlib.config import RunConfig
-from fedlib.runs import Run, RunStore
+from fedlib.training.run_store import Run, RunStore
 from tests.helpers import ARMS, SIZES
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from fedlib import cli, study
+from fedlib import cli
+from fedlib.study import runner as study
 from tests.helpers import python
 
 

@@ -124,9 +124,9 @@ def test_the_command_line_answers_without_torch(module):
 
 
 def test_a_study_s_processes_start_without_what_their_kernels_import():
-    """A process of the pool imports fedlib.study, and then starts a kernel that imports all over again."""
+    """A process of the pool imports fedlib.study.runner, and then starts a kernel that imports all over again."""
     late = "{'monai', 'flwr', 'seaborn', 'statsmodels', 'papermill', 'nbconvert'}"
-    done = python("-c", f"import sys, fedlib.study; print(sorted({late} & set(sys.modules)))")
+    done = python("-c", f"import sys, fedlib.study.runner; print(sorted({late} & set(sys.modules)))")
     assert done.stdout.strip() == "[]"
 
 
@@ -136,7 +136,7 @@ def test_no_part_of_fedlib_imports_ray_or_a_grammar_that_takes_seconds():
     assert done.stdout.strip() == "['torch']"
 
 
-@pytest.mark.parametrize("module", ["fedlib.training", "data_prep.resampling"])
+@pytest.mark.parametrize("module", ["fedlib.training.loop", "data_prep.resampling"])
 def test_how_threads_wait_is_set_before_torch_is_there_to_read_it(module):
     order = "print([name for name in sys.modules if name in ('fedlib', 'torch')], os.environ['GOMP_SPINCOUNT'])"
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}

@@ -7,7 +7,8 @@ from monai.networks.utils import replace_modules
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_recall
 
 from fedlib.config import RunConfig
-from fedlib.data import PreparedSet, random_affine
+from fedlib.data.augment import random_affine
+from fedlib.data.dataset import PreparedSet
 
 METRICS = ("accuracy", "sensitivity")
 PRIMARY = METRICS

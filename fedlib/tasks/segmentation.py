@@ -11,7 +11,8 @@ from monai.networks import one_hot
 from monai.networks.nets import UNet
 
 from fedlib.config import RunConfig
-from fedlib.data import PreparedSet, random_affine
+from fedlib.data.augment import random_affine
+from fedlib.data.dataset import PreparedSet
 
 # MONAI 1.6 warns of an argument that it passes itself.
 warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*", category=FutureWarning)

@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 
 from fedlib import tasks
 from fedlib.config import ROOT, RunConfig, StudyConfig
-from fedlib.data import PreparedSet, open_prepared
-from fedlib.partition import clients_of
-from fedlib.training import device, evaluate, initial_model, learning_rate
+from fedlib.data.dataset import PreparedSet, open_prepared
+from fedlib.data.partition import clients_of
+from fedlib.training.loop import device, evaluate, initial_model, learning_rate
 from tests.bench import plain
 from tests.bench.federation import train
 from tests.bench.harness import prepared, ratio, show, side_by_side, write

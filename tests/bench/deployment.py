@@ -15,10 +15,10 @@ import torch
 
 from data_prep.sources import prepare_synthetic
 from fedlib.config import ROOT, RunConfig, StudyConfig
-from fedlib.data import PreparedSet
-from fedlib.deployment import local_federation
-from fedlib.engines import run_federation
-from fedlib.runs import Run, RunStore, state_sha256
+from fedlib.data.dataset import PreparedSet
+from fedlib.federated.deployment import local_federation
+from fedlib.federated.in_process import run_federation
+from fedlib.training.run_store import Run, RunStore, state_sha256
 
 CLIENTS = (2, 4)
 ROUNDS = 3

@@ -21,16 +21,16 @@ import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedlib.client import present
 from fedlib.config import ROOT, RunConfig, StudyConfig
-from fedlib.data import PreparedSet, open_prepared
-from fedlib.engines import InProcessGrid
-from fedlib.experiment import MODES
-from fedlib.federation import guarded_strategy, roll_call
-from fedlib.messages import packed
-from fedlib.partition import clients_of
-from fedlib.runs import RunRecord, RunStore
-from fedlib.training import initial_model
+from fedlib.data.dataset import PreparedSet, open_prepared
+from fedlib.data.partition import clients_of
+from fedlib.federated.client_app import present
+from fedlib.federated.in_process import InProcessGrid
+from fedlib.federated.messages import packed
+from fedlib.federated.server import guarded_strategy, roll_call
+from fedlib.training.execution import MODES
+from fedlib.training.loop import initial_model
+from fedlib.training.run_store import RunRecord, RunStore
 from tests.bench.harness import prepared, ratio, seconds, show, side_by_side, write
 from tests.helpers import peak_mb
 

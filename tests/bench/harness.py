@@ -14,7 +14,7 @@ import numpy as np
 
 from data_prep.sources import prepare_synthetic
 from fedlib.config import ROOT
-from fedlib.data import PreparedSet, open_prepared
+from fedlib.data.dataset import PreparedSet, open_prepared
 
 REPORTS = ROOT / "reports" / "bench"
 ACCEPTED = ROOT / "reports" / "reference" / "bench.json"

@@ -27,9 +27,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from data_prep.pipeline import CORES
-from fedlib import data
 from fedlib.config import ROOT
-from fedlib.data import ARRAYS, VERIFIED, open_prepared
+from fedlib.data import dataset as data
+from fedlib.data.dataset import ARRAYS, VERIFIED, open_prepared
 from tests.bench.harness import ratio, side_by_side, write
 
 SHAPE = (320, 320, 200)

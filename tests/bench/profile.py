@@ -17,9 +17,9 @@ matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "profile"  # the same picture from the same figures
 import matplotlib.pyplot as plt  # noqa: E402
 
-from fedlib import engines  # noqa: E402
 from fedlib.config import ROOT, RunConfig, StudyConfig  # noqa: E402
-from fedlib.data import PreparedSet  # noqa: E402
+from fedlib.data.dataset import PreparedSet  # noqa: E402
+from fedlib.federated import in_process as engines  # noqa: E402
 from tests.bench.federation import CASES, grid_of, train  # noqa: E402
 from tests.bench.harness import prepared, show  # noqa: E402
 

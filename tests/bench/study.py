@@ -22,11 +22,11 @@ import torch
 
 from data_prep.sources import prepare_synthetic
 from fedlib.config import ROOT, StudyConfig
-from fedlib.data import open_prepared
-from fedlib.experiment import load_model
-from fedlib.runs import Run, RunStore
+from fedlib.data.dataset import open_prepared
 from fedlib.tasks import TASKS
-from fedlib.training import evaluate
+from fedlib.training.execution import load_model
+from fedlib.training.loop import evaluate
+from fedlib.training.run_store import Run, RunStore
 from tests.bench.harness import seconds, show, write
 
 

@@ -20,8 +20,8 @@ import torch
 
 from fedlib import tasks
 from fedlib.config import RunConfig, StudyConfig
-from fedlib.data import PreparedSet, batches
-from fedlib.training import arithmetic, device, evaluate, initial_model, layout, train_round
+from fedlib.data.dataset import PreparedSet, batches
+from fedlib.training.loop import arithmetic, device, evaluate, initial_model, layout, train_round
 from tests.bench import plain
 from tests.bench.contenders import model_of
 from tests.bench.harness import prepared, ratio, show, side_by_side, write

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from fedlib import report, tasks
-from fedlib.runs import RunStore
+from fedlib import tasks
+from fedlib.study import report
+from fedlib.training.run_store import RunStore
 from tests.made_up import made_up
 
 PAGES = ["index.html", *(f"{task}/{notebook}" for task in tasks.TASKS for notebook in (

@@ -4,17 +4,19 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from fedlib.pages import render_notebook
+from fedlib.study.pages import render_notebook
 from tests.helpers import python
 
 WIDGETS = 5
 CELLS = [
     """
-from fedlib import statistics, widgets
+from fedlib import analysis
+from fedlib.views import widgets
 from fedlib.config import StudyConfig
-from fedlib.data import open_prepared
-from fedlib.experiment import predict, run_all
-from fedlib.runs import RunStore
+from fedlib.data.dataset import open_prepared
+from fedlib.study.experiment import run_all
+from fedlib.training.execution import predict
+from fedlib.training.run_store import RunStore
 
 study = StudyConfig.make(profile="smoke", data_dir=data_dir, out_dir=out_dir, rounds=3, width=4)
 data, store = open_prepared(data_dir, "classification"), RunStore(out_dir)
@@ -23,7 +25,7 @@ runs = run_all(study.runs(data.fingerprint), data, store)
     "rows = data.split('test')\nwidgets.viewer(data, rows, {'centralized': predict(runs[0], data, rows)})",
     "widgets.partition_explorer(data, study)",
     "widgets.round_player(runs)",
-    "widgets.result_explorer(statistics.compare(runs, study))",
+    "widgets.result_explorer(analysis.compare(runs, study))",
     "widgets.viewer(open_prepared(data_dir, 'segmentation'))",
     "widgets.training_monitor(study.runs(data.fingerprint), store)",
 ]

@@ -12,7 +12,7 @@ from data_prep.files import opened
 from data_prep.pipeline import prepare
 from data_prep.writer import PreparedWriter
 from fedlib.config import UserError
-from fedlib.data import PreparedSet
+from fedlib.data.dataset import PreparedSet
 
 READING = {"source": "made-up", "classes": ["a", "b"], "recipe": {"size": 32}, "synthetic": True}
 MANIFEST = READING | {"task": "classification", "spacing_mm": None, "title": "t"}

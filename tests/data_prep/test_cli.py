@@ -15,7 +15,7 @@ from PIL import Image
 from data_prep import __main__ as door
 from data_prep import pipeline, sources
 from data_prep.files import Files
-from fedlib.data import open_prepared
+from fedlib.data.dataset import open_prepared
 from tests.data_prep import raw
 from tests.data_prep.radiographs_raw import dicom, encoded
 from tests.data_prep.spoiled import SOURCES, zipped

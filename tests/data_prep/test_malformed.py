@@ -17,7 +17,7 @@ from PIL import Image
 from pydicom.uid import JPEGLSLossless
 
 from data_prep import files
-from fedlib.data import open_prepared
+from fedlib.data.dataset import open_prepared
 from tests.data_prep import raw
 from tests.data_prep.cardiac_raw import packed
 from tests.data_prep.radiographs_raw import dicom, encapsulated, encoded, huge_png

@@ -15,7 +15,7 @@ from data_prep import pipeline
 from data_prep.files import opened
 from data_prep.pipeline import check_out
 from fedlib.config import ROOT, UserError
-from fedlib.data import open_prepared
+from fedlib.data.dataset import open_prepared
 from tests.data_prep.raw import zipped
 from tests.data_prep.sets import MANIFEST, cases_of, load, pixels, prepared, raw
 

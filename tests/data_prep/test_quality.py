@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from data_prep import quality
-from fedlib import plots
-from fedlib.data import PreparedSet
+from fedlib.data.dataset import PreparedSet
+from fedlib.views import plots
 
 
 def labelled(columns: dict[str, list], n: int = 40) -> PreparedSet:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data_prep.duplicates import COLUMNS
 from data_prep.splits import FRACTIONS, assign_splits
 from fedlib.config import UserError
-from fedlib.data import SPLITS
+from fedlib.data.dataset import SPLITS
 
 NO_PAIRS = pd.DataFrame(columns=COLUMNS)
 

@@ -6,7 +6,7 @@ import pytest
 
 from data_prep import cardiac, sources
 from fedlib.config import StudyConfig, UserError
-from fedlib.data import open_prepared
+from fedlib.data.dataset import open_prepared
 
 CASES = {"classification": 24, "segmentation": 4}
 

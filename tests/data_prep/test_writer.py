@@ -10,7 +10,7 @@ import pytest
 from data_prep import writer
 from data_prep.writer import PreparedWriter
 from fedlib.config import UserError
-from fedlib.data import open_prepared
+from fedlib.data.dataset import open_prepared
 from tests.data_prep.sets import READING, pixels, write
 from tests.helpers import files_of_at_most
 

@@ -10,9 +10,9 @@ from nbformat.v4 import new_code_cell, new_notebook
 from data_prep.sources import ensure
 from fedlib import tasks
 from fedlib.config import StudyConfig
-from fedlib.experiment import run_all
-from fedlib.runs import RunStore
-from fedlib.study import NOTEBOOKS
+from fedlib.study.experiment import run_all
+from fedlib.study.runner import NOTEBOOKS
+from fedlib.training.run_store import RunStore
 
 pytestmark = pytest.mark.slow
 
@@ -98,8 +98,8 @@ def test_a_slider_moves_the_picture_every_time(lab, opened, tmp_path, record_pro
 TRAINING = """
 from data_prep.sources import ensure
 from fedlib.config import StudyConfig
-from fedlib.experiment import run_all
-from fedlib.runs import RunStore
+from fedlib.study.experiment import run_all
+from fedlib.training.run_store import RunStore
 
 study = StudyConfig.make(profile="smoke", out_dir=OUT, rounds=400)
 data, store = ensure(study), RunStore(study.out_dir)

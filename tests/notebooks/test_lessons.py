@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pytest
 from papermill.translators import PythonTranslator
 
-from fedlib.exercises import Feedback
+from fedlib.course.exercises import Feedback
 from tests.notebooks.test_notebooks import BOOKS, NAMES, code_cells, tagged
 
 SOLUTION = re.compile(r"<details><summary>Solution</summary>(.*?)</details>", re.DOTALL)

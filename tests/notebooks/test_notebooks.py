@@ -11,8 +11,8 @@ from papermill.translators import PythonTranslator
 from data_prep import quality
 from data_prep.sources import prepare_class_folders
 from fedlib.config import StudyConfig, UserError
-from fedlib.runs import RunStore
-from fedlib.study import NOTEBOOKS, STAGES
+from fedlib.study.runner import NOTEBOOKS, STAGES
+from fedlib.training.run_store import RunStore
 from tests.data_prep import raw
 from tests.helpers import python, snapshot
 

@@ -1,0 +1,1 @@
+"""Prepared sets, who holds which case, batches and augmentation."""

@@ -1,0 +1,188 @@
+"""Prepared sets: arrays on disk, memory-mapped, with a table of cases and a manifest.
+
+A prepared set is a folder with `images.npy`, `labels.npy`, `cases.csv`, `qc.csv`, `duplicates.csv` and `manifest.json`.
+data_prep writes it, whole or not at all; the manifest holds the size and hash of every file.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from fedlib.config import UserError
+from fedlib.data.files import file_sha256, write_atomically
+
+SPLITS = ("train", "val", "test")
+TEXT_COLUMNS = ("case", "patient", "split", "label", "dup_group", "file", "truth", "prediction")
+ARRAYS = ("images.npy", "labels.npy")
+VERIFIED = "verified.json"
+"""Sizes and times of the files when they were last hashed."""
+SUFFIXES = {".npy", ".csv", ".json"}
+FORMAT = 2
+"""Of prepared sets; another one is refused."""
+
+
+@dataclass(frozen=True)
+class PreparedSet:
+    """One task's images, ready to train on. Arrays are memory-mapped: opening costs milliseconds, not memory."""
+
+    folder: Path
+    manifest: dict
+    cases: pd.DataFrame
+    """One row a case, in array order: case, patient, split, label (class name or empty), and the source's columns."""
+    images: np.ndarray
+    """uint8 (N, 1, H, W) or (N, 1, X, Y, Z): the intensity window mapped to 0..255."""
+    labels: np.ndarray
+    """int64 (N,) class indices, or uint8 (N, X, Y, Z) structure indices with 0 the background."""
+
+    @property
+    def task(self) -> str:
+        return self.manifest["task"]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names behind the label values: the classes, or background and the structures."""
+        return self.manifest["classes"]
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Size of a voxel in mm (segmentation)."""
+        return tuple(self.manifest["spacing_mm"])
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest["fingerprint"]
+
+    def split(self, name: str) -> np.ndarray:
+        """Row numbers of the cases in split `train`, `val` or `test`."""
+        return np.flatnonzero(self.cases["split"].to_numpy() == name)
+
+    def tensors(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        """Read cases from disk: images float32 in [-1, 1], (B, 1, ...), and labels int64, (B,) or (B, 1, ...).
+
+        To a GPU they go as the bytes that they are, a quarter of floats, and without waiting for it.
+        """
+        images, labels = (torch.from_numpy(array[rows]) for array in (self.images, self.labels))
+        if torch.device(device).type == "cuda":
+            images, labels = (tensor.pin_memory().to(device, non_blocking=True) for tensor in (images, labels))
+        images, labels = images.float().mul_(2 / 255).sub_(1), labels.long()
+        return images, labels if labels.ndim == 1 else labels.unsqueeze(1)  # segmentation: (B, X, Y, Z) -> (B, 1, ...)
+
+
+def batches(rows: np.ndarray, batch_size: int, generator: torch.Generator | None = None) -> Iterator[np.ndarray]:
+    """Cut rows into batches of nearly equal size, at most `batch_size`; shuffled when a generator is given.
+
+    Equal sizes instead of a short last batch: BatchNorm cannot work on a batch of one.
+    """
+    if generator is not None:
+        rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
+    yield from np.array_split(rows, -(-len(rows) // batch_size))
+
+
+def deal_groups(sizes: pd.Series, fractions: np.ndarray, rng: np.random.Generator) -> dict:
+    """Deal whole groups (patients) to receivers (clients, splits) so that each gets about its fraction of the cases.
+
+    `sizes` holds the cases of each group. In random order, every receiver gets one group first; then the one furthest below
+    its share is served. Returns group -> receiver number.
+    """
+    wanted, held, receiver_of = fractions * sizes.sum(), np.zeros(len(fractions)), {}
+    for number, (group, size) in enumerate(sizes.iloc[rng.permutation(len(sizes))].items()):
+        receiver = number if number < len(fractions) else int(np.argmax(wanted - held))
+        receiver_of[group] = receiver
+        held[receiver] += size
+    return receiver_of
+
+
+def describe(paths: dict[str, Path], manifest: dict) -> dict:
+    """The manifest with its format, the size and hash of each file (name to where it is), and the set's fingerprint."""
+    files = {name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in paths.items()}
+    manifest = {"format": FORMAT} | manifest | {"files": files}
+    return manifest | {"fingerprint": _fingerprint(manifest)}
+
+
+def _fingerprint(manifest: dict) -> str:
+    """Hash of all that a training sees: equal fingerprints, equal results. Where the raw files lay has no part in it."""
+    content = [manifest[key] for key in ("task", "synthetic", "classes", "spacing_mm")]
+    content += [manifest["files"][name]["sha256"] for name in (*ARRAYS, "cases.csv")]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def open_prepared(folder: Path | str, task: str | None = None) -> PreparedSet:
+    """Open a prepared set, or the one in the subfolder named after `task`.
+
+    Raises UserError, naming the file, when there is none, when it is of another task or version of this project, or when a
+    file is missing, cut short, edited or not readable.
+    """
+    try:
+        found = find_prepared(folder, task)
+        prepared = _open(found.absolute(), stamps(found)) if found else None
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror}); expected a prepared set") from None
+    if not prepared:
+        raise UserError(f"data_dir = {str(folder)!r}: not a prepared set (no manifest.json); make one: python -m data_prep")
+    if task and prepared.task != task:
+        raise UserError(f"data_dir = {str(folder)!r}: prepared for {prepared.task}, expected {task}")
+    return prepared
+
+
+def stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of change of the files of a prepared set."""
+    found = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES and path.is_file()]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found if name != VERIFIED)
+
+
+def read_cases(path: Path) -> pd.DataFrame:
+    """Read a cases.csv, names as they stand: a class called `None` or a patient `NA` is no missing value."""
+    numbers = {column: [""] for column in pd.read_csv(path, nrows=0).columns if column not in TEXT_COLUMNS}
+    return pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False, na_values=numbers)
+
+
+def find_prepared(folder: Path | str, task: str | None = None) -> Path | None:
+    """The folder itself or its subfolder named after the task, whichever has a manifest; None when neither has."""
+    own = [Path(folder), *([Path(folder) / task] if task else [])]
+    return next((candidate for candidate in own if (candidate / "manifest.json").exists()), None)
+
+
+@functools.lru_cache(maxsize=4)
+def _open(folder: Path, found: tuple[tuple[str, int, int], ...]) -> PreparedSet:
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text())
+        version = manifest.get("format")
+        intact = version == FORMAT and _fingerprint(manifest) == manifest["fingerprint"]
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()} if intact else {}
+    except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
+        raise UserError(f"{path}: not readable ({type(error).__name__}: {error}); prepare the set again") from None
+    if version != FORMAT:
+        raise UserError(f"{path}: format {version}, expected {FORMAT}; made by another version, prepare the set again")
+    if not intact:
+        raise UserError(f"{path}: edited since it was prepared (its fingerprint differs); prepare the set again")
+    _verify(folder, files, {name: [size, changed] for name, size, changed in found if name in files})
+    images, labels = (np.load(folder / name, mmap_mode="r") for name in ARRAYS)
+    return PreparedSet(folder, manifest, read_cases(folder / "cases.csv"), images, labels)
+
+
+def _verify(folder: Path, files: dict, found: dict[str, list[int]]) -> None:
+    """Hold the files to the manifest. A hash is computed only where size or time changed since the last one, as git does."""
+    known = folder / VERIFIED
+    try:
+        trusted = dict(json.loads(known.read_text()))
+    except (OSError, ValueError, TypeError):
+        trusted = {}
+    for name, (expected, sha256) in files.items():
+        if name not in found:
+            raise UserError(f"{folder / name}: is missing, expected {expected} bytes; prepare the set again")
+        if (size := found[name][0]) != expected:
+            raise UserError(f"{folder / name}: {size} bytes, expected {expected}; prepare the set again")
+        if found[name] != trusted.get(name) and file_sha256(folder / name) != sha256:
+            raise UserError(f"{folder / name}: edited since it was prepared (its hash differs); prepare the set again")
+    if trusted != found:
+        with contextlib.suppress(OSError):  # a set on a read-only disk is hashed in every process
+            write_atomically(known, json.dumps(found))

@@ -1,0 +1,34 @@
+"""Files that are whole or not there, and their hashes."""
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write aside in the same folder, then rename: a reader sees the old file or the new one, never a part.
+
+    After a power cut, too. What cannot be written (a full disk) raises OSError and leaves nothing aside.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        to_disk(aside)
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error says what is wrong
+            aside.unlink()
+        raise
+
+
+def to_disk(path: Path) -> None:
+    """Wait until the content of a file is on the disk: a rename may get there sooner, and then names an empty file."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

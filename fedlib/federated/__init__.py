@@ -1,0 +1,1 @@
+"""Flower's ClientApp and ServerApp, strategies and privacy."""

@@ -1,0 +1,1 @@
+"""A grid of runs through papermill, and its pages."""

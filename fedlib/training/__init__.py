@@ -1,0 +1,1 @@
+"""The training loop, the experiment around it, and the run store."""

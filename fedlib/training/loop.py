@@ -1,0 +1,170 @@
+"""train_round() and evaluate(): the only training loop and the only scoring loop in the project.
+
+Centralized, local-only and federated training are the same function on other cases: a *round* of local epochs with a fresh
+optimiser. Nothing but the whereabouts of the data differs between the arms, and one client that holds everything is, to the
+bit, the centralized run.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.optim.adamw import adamw
+
+from fedlib import tasks
+from fedlib.config import RunConfig, UserError
+from fedlib.data.dataset import PreparedSet, batches
+
+WARM_UP = 0.1
+"""Share of the run over which the learning rate rises (*chosen*)."""
+WEIGHT_DECAY = 0.01
+"""Of AdamW (*chosen*). All else in it is as torch has it."""
+torch.utils.deterministic.fill_uninitialized_memory = False  # it looks for bugs, and we read no memory before it is written
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS has no deterministic kernels
+
+
+def device() -> torch.device:
+    """The GPU when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def initial_model(config: RunConfig, data: PreparedSet) -> torch.nn.Module:
+    """The task's model with weights drawn from the run's seed: the same start for every arm of a seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model = tasks.get(config.task).build_model(config, len(data.classes))
+    return model.to(device(), memory_format=layout(config))
+
+
+def working_copy(tensor: torch.Tensor, config: RunConfig) -> torch.Tensor:
+    """A copy of a model's tensor where and as training wants it: on the device, convolutions' weights channels last."""
+    form = layout(config)
+    convolution = tensor.ndim == (4 if form is torch.channels_last else 5)
+    return tensor.to(device(), copy=True, memory_format=form if convolution else torch.preserve_format)
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A model's weights as safetensors takes them: contiguous, on the CPU. Where they are so already, they are its own."""
+    return {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def train_round(
+    model: torch.nn.Module,
+    data: PreparedSet,
+    rows: np.ndarray,
+    config: RunConfig,
+    client: int,
+    round_number: int,
+    adjust: Callable[[], None] | None = None,
+) -> dict[str, float]:
+    """Train `model` in place for one round (from 1): local_epochs passes over `rows`, with augmentation.
+
+    The order and the augmentation come from a generator of this seed, client and round alone, so that neither the engine nor
+    the order of clients can change the result. `adjust` is called when the gradients of a step are there, before they are
+    used: the client's half of a strategy changes them in place.
+    Returns n (cases), loss and the task's training metric (means over the samples seen), and seconds.
+    Raises UserError when the loss is not finite.
+    """
+    task, began = tasks.get(config.task), time.perf_counter()
+    generator = torch.Generator().manual_seed(stream_seed(config.seed, client, round_number))
+    optimizer = AdamW(model)
+    loss_function = task.loss_function()
+    plan = [batch for _ in range(config.local_epochs) for batch in batches(rows, config.batch_size, generator)]
+    totals = torch.zeros(2, device=device())  # read once, at the end: a GPU must not be waited for at every step
+    model.train()
+    with kernels(config):
+        for step, batch in enumerate(plan):
+            images, labels = task.augment(*data.tensors(batch, device()), generator)
+            with arithmetic(config):
+                logits = model(images.contiguous(memory_format=layout(config)))
+                loss = loss_function(logits.float(), labels)
+            model.zero_grad()
+            loss.backward()
+            if adjust:
+                adjust()
+            optimizer.step(learning_rate(config, round_number - 1 + (step + 0.5) / len(plan)))
+            totals += len(batch) * torch.stack([loss.detach(), task.training_metric(logits.detach(), labels)])
+    loss, metric = (totals / sum(map(len, plan))).tolist()
+    if not math.isfinite(loss):
+        raise UserError(f"loss = {loss} at client {client} in round {round_number}: not finite; try a lower learning_rate")
+    return {"n": len(rows), "loss": loss, task.TRAINING_METRIC: metric, "seconds": time.perf_counter() - began}
+
+
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019): torch's own, as the function that it is.
+
+    The class torch.optim.AdamW ends with the same bits, but imports torch's compiler, a second in every process that trains.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        self.parameters = list(model.parameters())
+        self.means, self.squares = ([torch.zeros_like(parameter) for parameter in self.parameters] for _ in range(2))
+        self.steps = [torch.zeros((), device=parameter.device) for parameter in self.parameters]
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Move every parameter by its gradient, at this learning rate."""
+        gradients = [parameter.grad for parameter in self.parameters]
+        state, constants = (self.means, self.squares, [], self.steps), {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+        constants |= {"lr": rate, "weight_decay": WEIGHT_DECAY, "amsgrad": False, "maximize": False}
+        adamw(self.parameters, gradients, *state, fused=True, **constants)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: torch.nn.Module, data: PreparedSet, rows: np.ndarray, config: RunConfig, final: bool = False
+) -> pd.DataFrame:
+    """Score every case of `rows`: one row a case (the task's `score_cases`); `final` adds what only the test set needs."""
+    task = tasks.get(config.task)
+    model.eval()
+    tables = []
+    for batch in batches(rows, 4 * config.batch_size):
+        images, _ = data.tensors(batch, device())
+        with kernels(config), arithmetic(config):
+            logits = model(images.contiguous(memory_format=layout(config)))
+        tables.append(task.score_cases(data, batch, logits.float().cpu(), final))
+    return pd.concat(tables, ignore_index=True)
+
+
+def learning_rate(config: RunConfig, rounds_done: float) -> float:
+    """Linear warm-up to the peak, then cosine to zero at the end of the last round (Loshchilov and Hutter, 2017)."""
+    progress = rounds_done / config.rounds
+    if progress < WARM_UP:
+        return config.learning_rate * progress / WARM_UP
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
+
+
+def stream_seed(seed: int, client: int, round_number: int) -> int:
+    """A seed for one client in one round; well mixed, so that neighbouring streams have nothing in common."""
+    return int(np.random.SeedSequence([seed, client, round_number]).generate_state(1, np.uint64)[0])
+
+
+def layout(config: RunConfig) -> torch.memory_format:
+    """Channels last: the same numbers, half as fast again on a CPU."""
+    return torch.channels_last if config.task == "classification" else torch.channels_last_3d
+
+
+@contextmanager
+def arithmetic(config: RunConfig) -> Iterator[None]:
+    """The run's precision: bf16 by autocast, or fp32."""
+    with torch.autocast(device().type, torch.bfloat16, enabled=config.precision == "bf16"):
+        yield
+
+
+@contextmanager
+def kernels(config: RunConfig) -> Iterator[None]:
+    """Kernels that give the same bits every time, unless the run does without; torch warns of an operation that has none.
+
+    On a CPU all of ours are such; on a GPU some are slower for it.
+    """
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("warn" if config.deterministic else "default")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before)

@@ -1,0 +1,334 @@
+"""The run store: a folder per run, readable at any moment, whole after any crash.
+
+Every file is written aside and renamed. `status.json` is written last and carries the result, so a run is done exactly when
+its result is there. Readers (statistics, plots, the report) use nothing but this store.
+"""
+
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+
+from fedlib.config import ROOT, RunConfig, StudyConfig, UserError, validated
+from fedlib.data.dataset import PreparedSet, read_cases
+from fedlib.data.files import file_sha256, write_atomically
+
+State = dict[str, torch.Tensor]
+FILES = ("config.json", "rounds.csv", "clients.csv", "validation.csv", "cases.csv", "own_cases.csv", "weights.safetensors",
+         "provenance.json")  # fmt: skip
+"""Of a finished run; validation.csv and own_cases.csv of federated runs only. status.json holds the hash of each."""
+KEPT = ("title", "synthetic", "choices", "counts")
+"""What study.json keeps of a prepared set's manifest, so that the page can be made again without the images."""
+PACKAGES = ("torch", "monai", "flwr", "torchmetrics", "numpy", "pandas")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as its folder shows it."""
+
+    folder: Path
+
+    @cached_property
+    def config(self) -> RunConfig:
+        return validated(RunConfig, json.loads((self.folder / "config.json").read_text()))
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """state (queued, running, done, failed), since, and error, or result and files. A damaged one is a failed run's."""
+        try:
+            status = json.loads((self.folder / "status.json").read_text())
+            if status["state"] == "done":
+                status["result"]["weights_sha256"]
+            return status
+        except (ValueError, LookupError, TypeError) as error:
+            return {"state": "failed", "error": f"status.json: damaged ({type(error).__name__}: {error})"}
+
+    @property
+    def done(self) -> bool:
+        return self.status["state"] == "done"
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """The run's row of results.csv."""
+        return self.status["result"]
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        return json.loads(self.whole("provenance.json").read_text())
+
+    @property
+    def rounds(self) -> pd.DataFrame:
+        """A row per round: validation metrics, seconds, bytes_down, bytes_up."""
+        return pd.read_csv(self.whole("rounds.csv"))
+
+    @property
+    def clients(self) -> pd.DataFrame:
+        """A row per client (from 0) and round: n, loss, training metric, seconds, bytes_down, bytes_up.
+
+        Where a quorum let a round go on without a client, its row has the reason in a column `absent`.
+        """
+        return pd.read_csv(self.whole("clients.csv"))
+
+    @cached_property
+    def validation(self) -> pd.DataFrame | None:
+        """What the global model of each round said of the validation cases, a row per round and case, as in `cases`.
+
+        None where there is no such model: outside of federated runs, or where each client has its own.
+        """
+        kept = "validation.csv" in self.status.get("files", {})
+        return read_cases(self.whole("validation.csv")) if kept else None
+
+    @cached_property
+    def cases(self) -> pd.DataFrame:
+        """A row per test case (for local runs: per client and test case)."""
+        return read_cases(self.whole("cases.csv"))
+
+    @cached_property
+    def own_cases(self) -> pd.DataFrame:
+        """Federated runs: the global model on the training cases of each client (from 0), a row per case, as in `cases`."""
+        return read_cases(self.whole("own_cases.csv"))
+
+    def weights(self) -> State:
+        """The final weights; of a local run those of all clients, their names prefixed `client0.`, `client1.`, ..."""
+        return load_file(self.whole("weights.safetensors"))
+
+    def whole(self, name: str) -> Path:
+        """The path of one of the run's files, as it was when the run was done.
+
+        Raises UserError when the file is missing, or differs from the hash that status.json holds of it.
+        """
+        path, mend = self.folder / name, "remove the run's folder to train it again"
+        if not path.exists():
+            raise UserError(f"{path}: is missing; {mend}")
+        recorded = self.status.get("files", {}).get(name)
+        if recorded and file_sha256(path) != recorded:
+            raise UserError(f"{path}: edited or cut short since the run was done (its hash differs); {mend}")
+        return path
+
+
+class RunStore:
+    """All runs under `<out_dir>/runs/`."""
+
+    def __init__(self, out_dir: Path | str):
+        self.out_dir = Path(out_dir)
+        self.folder = self.out_dir / "runs"
+
+    def get(self, run_id: str) -> Run | None:
+        """The run of that id, begun or done; None when it was never begun."""
+        run = Run(self.folder / run_id)
+        return run if (run.folder / "status.json").exists() else None
+
+    def done(self, configs: list[RunConfig]) -> list[Run]:
+        """Those of the configurations whose runs are done, in the same order."""
+        found = [self.get(config.run_id) for config in configs]
+        return [run for run in found if run and run.done]
+
+    def need(self, configs: list[RunConfig]) -> list[Run]:
+        """The runs that are done. Raises UserError when the centralized one, which all are compared with, is not."""
+        runs = self.done(configs)
+        if not any(run.config.mode == "centralized" for run in runs):
+            raise UserError(f"out_dir = {str(self.out_dir)!r}: no centralized run there; run notebooks 02 and 03 first")
+        return runs
+
+    def all(self) -> list[Run]:
+        """Every run in the store, by name."""
+        return [Run(status.parent) for status in sorted(self.folder.glob("*/status.json"))]
+
+    def lock(self, run_id: str) -> FileLock:
+        """A lock that dies with its process: two processes never train the same run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / f".{run_id}.lock")
+
+    def begin(self, config: RunConfig) -> "RunRecord":
+        """Open the folder of a run for writing; an interrupted try goes on from its checkpoints."""
+        record = RunRecord(self.folder / config.run_id)
+        record.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(record.folder / "config.json", config.model_dump_json(indent=2))
+        record.set_status("running")
+        return record
+
+    def results(self, runs: list[Run] | None = None) -> pd.DataFrame:
+        """One tidy row per finished run."""
+        return pd.DataFrame([run.result for run in (self.all() if runs is None else runs) if run.done])
+
+    def write_results(self) -> None:
+        """Write results.csv anew from the runs that are done."""
+        write_atomically(self.out_dir / "results.csv", self.results().to_csv(index=False))
+
+
+@dataclass
+class Progress:
+    """The rounds that a checkpoint stands for, as rows of rounds.csv and clients.csv."""
+
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    clients: list[dict[str, Any]] = field(default_factory=list)
+
+
+class RunRecord:
+    """The writing side of a run's folder."""
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+        self._rounds: list[dict] = []
+        self._clients: list[dict] = []
+
+    def set_status(self, state: str, **more: Any) -> None:
+        text = json.dumps({"state": state, "since": datetime.now(UTC).isoformat(timespec="seconds"), **more}, indent=2)
+        write_atomically(self.folder / "status.json", text)
+
+    def log_clients(self, rows: list[dict]) -> None:
+        """Add the rows of one round's clients to clients.csv."""
+        self._clients += rows
+        self._write_table("clients.csv", self._clients)
+
+    def log_test_scores(self, scores: list[dict]) -> None:
+        """Add to the last row of each client what its own model reached on the test split."""
+        clients = Run(self.folder).clients
+        last = clients.groupby("client").tail(1).sort_values("client").index
+        added = pd.DataFrame(scores, index=last)
+        write_atomically(self.folder / "clients.csv", clients.join(added).to_csv(index=False))
+
+    def log_rounds(self, rows: list[dict]) -> None:
+        """Add rows to rounds.csv."""
+        self._rounds += rows
+        self._write_table("rounds.csv", self._rounds)
+
+    def log_validation(self, number: int, cases: pd.DataFrame) -> None:
+        """Add a round's rows to validation.csv; those that an interrupted try wrote of it or of a later one go."""
+        path = self.folder / "validation.csv"
+        earlier = [read_cases(path).query("round < @number")] if path.exists() and number > 1 else []
+        write_atomically(path, pd.concat([*earlier, cases.assign(round=number)]).to_csv(index=False))
+
+    def log_cases(self, cases: pd.DataFrame) -> None:
+        write_atomically(self.folder / "cases.csv", cases.to_csv(index=False))
+
+    def log_own_cases(self, cases: pd.DataFrame) -> None:
+        write_atomically(self.folder / "own_cases.csv", cases.to_csv(index=False))
+
+    def save_weights(self, state: State) -> None:
+        """Write weights.safetensors."""
+        write_atomically(self.folder / "weights.safetensors", save(state))
+
+    def save_checkpoint(self, name: str, state: State, progress: Progress) -> None:
+        """Keep the weights of `global` or `client0`, `client1`, ... with the rounds that led to them."""
+        (self.folder / "checkpoints").mkdir(exist_ok=True)
+        about = {"run_id": self.folder.name, "progress": json.dumps(vars(progress))}
+        write_atomically(self._checkpoint(name), save(state, about))
+
+    def load_checkpoint(self, name: str) -> tuple[State | None, Progress]:
+        """Weights and rounds to go on from; None and no rounds where the run has to begin.
+
+        Raises UserError when the checkpoint is damaged or another run's.
+        """
+        path = self._checkpoint(name)
+        if not path.exists():
+            return None, Progress()
+        try:
+            with safe_open(path, "pt") as file:
+                about, state = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if about["run_id"] != self.folder.name:
+                raise UserError(f"{path}: of run {about['run_id']}, expected {self.folder.name}; remove it to begin anew")
+            return state, Progress(**json.loads(about["progress"]))
+        except (SafetensorError, OSError, LookupError, TypeError) as error:
+            raise UserError(f"{path}: damaged ({error}); expected a checkpoint; remove it to begin anew") from None
+
+    def finish(self, provenance: dict[str, Any], result: dict[str, Any]) -> Run:
+        """Write provenance.json, then the status `done` with the result and the hash of every file: now the run counts."""
+        write_atomically(self.folder / "provenance.json", json.dumps(provenance, indent=2))
+        files = {name: file_sha256(self.folder / name) for name in FILES if (self.folder / name).exists()}
+        self.set_status("done", result=result, files=files)
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        return Run(self.folder)
+
+    def _checkpoint(self, name: str) -> Path:
+        return self.folder / "checkpoints" / f"{name}.safetensors"
+
+    def _write_table(self, name: str, rows: list[dict]) -> None:
+        write_atomically(self.folder / name, pd.DataFrame(rows).to_csv(index=False))
+
+
+class ClientMemory:
+    """What a client keeps to itself from round to round, on its own disk: a file for a round.
+
+    A round that is trained again after an interruption finds what the client had before it, so the one before the newest
+    stays too.
+    """
+
+    def __init__(self, folder: Path | str, run_id: str, client: int):
+        self.folder, self.client = Path(folder) / run_id, client
+
+    def before(self, round_number: int) -> State:
+        """What was kept in the latest round before this one; empty when there is none."""
+        earlier = [path for path in self._files() if self._round(path) < round_number]
+        return load_file(earlier[-1]) if earlier else {}
+
+    def keep(self, round_number: int, state: State) -> None:
+        """Keep `state` as of the end of this round."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / f"client{self.client}-{round_number:05}.safetensors", save(state))
+        for outdated in self._files()[:-2]:
+            outdated.unlink()
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob(f"client{self.client}-*.safetensors"))
+
+    @staticmethod
+    def _round(path: Path) -> int:
+        return int(path.stem.rpartition("-")[2])
+
+
+def remember_study(study: StudyConfig, data: PreparedSet) -> None:
+    """Keep in study.json what the report needs to know: the configuration of each task, decided, and its data."""
+    path = study.out_dir / "study.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    described = {name: data.manifest[name] for name in KEPT if name in data.manifest} | {"fingerprint": data.fingerprint}
+    described |= {split: len(data.split(split)) for split in ("train", "val", "test")}
+    known[study.task] = {"study": json.loads(study.on_this_machine().model_dump_json(by_alias=True)), "data": described}
+    write_atomically(path, json.dumps(known, indent=2))
+
+
+def state_sha256(state: State) -> str:
+    """Hash of a model's weights: names, types, shapes and bits, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        array = state[name].detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {array.dtype} {array.shape};".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def provenance(config: RunConfig, weights_sha256: str, device: torch.device) -> dict[str, Any]:
+    """What somebody needs to know to get the same bits again."""
+    return {
+        "weights_sha256": weights_sha256,
+        "data_fingerprint": config.data_fingerprint,
+        "seed": config.seed,
+        "precision": config.precision,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """The commit of this checkout, with `+changes` when files differ from it; `unknown` outside of git."""
+    try:
+        describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+changes", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

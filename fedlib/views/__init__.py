@@ -1,0 +1,1 @@
+"""Pictures, for the notebook and for the page."""

@@ -1,0 +1,220 @@
+"""The checks of the exercises: right answers, wrong ones, nearly right ones, none, and answers of another kind."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedlib.config import StudyConfig
+from fedlib.course import exercises
+from fedlib.course.exercises import Feedback
+
+STUDY = StudyConfig.make(profile="quick", client_counts="2,4,8", seed="1,2", rounds=3, local_epochs=2)  # batches of 8
+TRUTH, PREDICTED = exercises.two_masks()
+CONFUSION = exercises.rare_disease()
+SENT, CASES = [np.array([[1.0, 2.0]]), np.array([[3.0, 8.0]])], [10, 30]
+WEIGHTS, START = np.array([1.0, 2.0]), np.array([0.0, 4.0])
+UPDATES = np.array([[1.0, 2.0], [3.0, -1.0], [0.5, 0.5]])
+MASKED = UPDATES + [[7.0, 1.0], [-4.0, 5.0], [-3.0, -6.0]]
+MEASURED = {"even": 0.7, "uneven": -0.1, "same": 0.705}
+TRAVELS = {"weights", "number of cases", "training loss"}
+
+RIGHT = [
+    (exercises.check_travels, TRAVELS, ()),
+    (exercises.check_travels, sorted(TRAVELS), ()),
+    (exercises.check_runs, 26, (STUDY,)),
+    (exercises.check_runs, np.int64(26), (STUDY,)),
+    (exercises.check_leak, 3, ()),
+    (exercises.check_dice, 0.643, (TRUTH, PREDICTED)),
+    (exercises.check_sensitivity, (6 / 20 + 175 / 180) / 2, (CONFUSION,)),
+    (exercises.check_average, [[2.5, 6.5]], (SENT, CASES)),
+    (exercises.check_megabytes, 48, (1e6, 3, 2)),
+    (exercises.check_pull, 0.1 * (WEIGHTS - START), (WEIGHTS, START, 0.1)),
+    (exercises.check_leftover, [3.0, 6.0], (MASKED, UPDATES)),
+    (exercises.check_clients_needed, 200, (2.0, 1.0, 0.01)),
+    (exercises.check_order, ["even", "same", "uneven"], (MEASURED,)),
+    (exercises.check_order, ["same", "even", "uneven"], (MEASURED,)),
+    (exercises.check_order, ["a", "b"], ({"a": 0.25, "b": 0.25},)),
+]
+# answer, what it is checked against, and a word of what the check must say
+NOT_YET = [
+    (exercises.check_travels, TRAVELS | {"images"}, (), "never leave"),
+    (exercises.check_travels, TRAVELS | {"labels"}, (), "stay there"),
+    (exercises.check_travels, {"weights"}, (), "2 more"),
+    (exercises.check_travels, {"wieghts"}, (), "wieghts"),
+    (exercises.check_travels, 3, (), "set of words"),
+    (exercises.check_runs, 24, (STUDY,), "centralized run is missing"),
+    (exercises.check_runs, 14, (STUDY,), "stay alone"),
+    (exercises.check_runs, 13, (STUDY,), "seed"),
+    (exercises.check_runs, 36, (STUDY,), "no clients"),
+    (exercises.check_runs, 27, (STUDY,), "too large"),
+    (exercises.check_runs, "26", (STUDY,), "one number"),
+    (exercises.check_runs, [26, 1], (STUDY,), "one number"),
+    (exercises.check_study, {"task": "segmentation"}, (), "StudyConfig.make"),
+    (exercises.check_study, STUDY, (), "task"),
+    (exercises.check_leak, 7, (), "how many images"),
+    (exercises.check_leak, 4, (), "all of them are in one split"),
+    (exercises.check_leak, 8, (), "how many patients there are"),
+    (exercises.check_leak, 2, (), "validation"),
+    (exercises.check_dice, 9 / 19, (TRUTH, PREDICTED), "Jaccard"),
+    (exercises.check_dice, 9 / 28, (TRUTH, PREDICTED), "factor 2"),
+    (exercises.check_dice, (TRUTH == PREDICTED).mean(), (TRUTH, PREDICTED), "background"),
+    (exercises.check_dice, 9 / 16, (TRUTH, PREDICTED), "beside"),
+    (exercises.check_dice, 9 / 12, (TRUTH, PREDICTED), "missed"),
+    (exercises.check_dice, 0.6, (TRUTH, PREDICTED), "too small"),
+    (exercises.check_sensitivity, 181 / 200, (CONFUSION,), "accuracy"),
+    (exercises.check_sensitivity, 0.3, (CONFUSION,), "alone"),
+    (exercises.check_sensitivity, (6 / 11 + 175 / 189) / 2, (CONFUSION,), "predictive"),
+    (exercises.check_average, [[2.0, 5.0]], (SENT, CASES), "plain mean"),
+    (exercises.check_average, [[100.0, 260.0]], (SENT, CASES), "divide"),
+    (exercises.check_average, [[4.0, 10.0]], (SENT, CASES), "plain sum"),
+    (exercises.check_average, [[1.5, 3.5]], (SENT, CASES), "order"),
+    (exercises.check_average, [2.5, 6.5], (SENT, CASES), "shape"),
+    (exercises.check_average, [[2.5, 6.6]], (SENT, CASES), "off by up to 0.1"),
+    (exercises.check_average, "mean", (SENT, CASES), "array of numbers"),
+    (exercises.check_megabytes, 24, (1e6, 3, 2), "up again"),
+    (exercises.check_megabytes, 16, (1e6, 3, 2), "every client"),
+    (exercises.check_megabytes, 384, (1e6, 3, 2), "4 bytes"),
+    (exercises.check_megabytes, 48e6, (1e6, 3, 2), "not bytes"),
+    (exercises.check_pull, 0.1 * (START - WEIGHTS), (WEIGHTS, START, 0.1), "away"),
+    (exercises.check_pull, WEIGHTS - START, (WEIGHTS, START, 0.1), "μ is missing"),
+    (exercises.check_pull, 0.2 * (WEIGHTS - START), (WEIGHTS, START, 0.1), "twice"),
+    (exercises.check_pull, 0.1, (WEIGHTS, START, 0.1), "shape"),
+    (exercises.check_leftover, [0, 0], (MASKED, UPDATES), "nothing left"),
+    (exercises.check_leftover, [-3.0, -6.0], (MASKED, UPDATES), "opposite"),
+    (exercises.check_leftover, MASKED[:2].sum(axis=0), (MASKED, UPDATES), "server's sum"),
+    (exercises.check_clients_needed, 200**2, (2.0, 1.0, 0.01), "square root"),
+    (exercises.check_clients_needed, 100, (2.0, 1.0, 0.01), "multiplier is missing"),
+    (exercises.check_order, ["uneven", "even", "same"], (MEASURED,), "even is above uneven"),
+    (exercises.check_order, ["even", "uneven"], (MEASURED,), "each once"),
+    (exercises.check_order, 3, (MEASURED,), "list of names"),
+]
+CHECKS = {check for check, *_ in (*RIGHT, *NOT_YET)}
+
+
+@pytest.mark.parametrize(("check", "answer", "given"), RIGHT)
+def test_a_right_answer_is_right(check, answer, given):
+    feedback = check(answer, *given)
+    assert feedback.right is True, feedback
+    assert repr(feedback).startswith("Right: ")
+
+
+@pytest.mark.parametrize(("check", "answer", "given", "word"), NOT_YET)
+def test_a_wrong_answer_is_told_by_its_mistake(check, answer, given, word):
+    feedback = check(answer, *given)
+    assert feedback.right is False
+    assert word in feedback.text
+    assert "\n" not in repr(feedback)
+
+
+@pytest.mark.parametrize("nothing", [None, ...])
+def test_no_answer_is_one_calm_line(nothing):
+    for check in CHECKS | {exercises.check_baseline, exercises.check_smallest_client, exercises.check_steps}:
+        feedback = check(nothing, *([None] * 3))
+        assert feedback.right is None
+        assert repr(feedback) == "Not answered yet: put your answer in place of None and run this cell again."
+
+
+def test_a_study_is_told_by_its_first_difference():
+    asked = {"task": "segmentation", "client_counts": "2,4", "rounds": 5, "seed": "1,2,3"}
+    assert exercises.check_study(StudyConfig.make(**asked)).right
+    for changed in ({"seed": 3}, {"rounds": 6}, {"client_counts": "2,8"}):
+        feedback = exercises.check_study(StudyConfig.make(**asked | changed))
+        assert not feedback.right
+        assert next(iter(changed)) in feedback.text
+
+
+def test_the_baseline_is_that_of_the_test_split(data):
+    train, test = (np.asarray(data.labels[data.split(split)]) for split in ("train", "test"))
+    commonest = np.bincount(train.ravel()).argmax()
+    right = (test == commonest).mean()
+    assert exercises.check_baseline(right, data).right
+    assert "percentage" in exercises.check_baseline(100 * right, data).text
+    assert not exercises.check_baseline(right + 0.1, data).right
+    if data.task == "segmentation":
+        assert "background" in exercises.check_baseline(right, data).text
+        assert "equally frequent" in exercises.check_baseline(1 / 3, data).text
+
+
+def test_the_smallest_client_may_be_off_by_a_little_but_not_by_a_mistake(images):
+    study, n = StudyConfig.make(client_counts=4, unbalance_ratio=4), len(images.split("train"))
+    check = exercises.check_smallest_client
+    sizes = 4 ** -np.linspace(0, 1, 4)
+    own = n * sizes / sizes.sum()
+    assert check(own[-1], images, study).right
+    assert check(own[-1] + 0.5, images, study).right
+    assert "equal share" in check(n / 4, images, study).text
+    assert "largest" in check(own[0], images, study).text
+    assert "ratio" in check(n / 16, images, study).text
+
+
+def test_steps_are_counted_by_batches_rounded_up(images):
+    n = len(images.split("train"))
+    study = STUDY.model_copy(update={"batch_size": n // 2 - 1})  # 2 full batches and a rest: 3 steps
+    check = exercises.check_steps
+    assert check(3 * 6, study, images).right
+    assert "round" in check(2 * 6, study, images).text
+    assert "one epoch" in check(3, study, images).text
+    assert "local epochs" in check(9, study, images).text
+    assert "batch" in check(6 * n, study, images).text
+
+
+def test_feedback_is_what_a_cell_shows():
+    assert repr(Feedback(True, "good.")) == "Right: good."
+    assert repr(Feedback(False, "why.")) == "Not yet: why."
+
+
+ARMS, PATIENTS = exercises.four_arms(), exercises.eight_patients()
+VERDICTS = {"A": "equivalent", "B": "non-inferior", "C": "inferior", "D": "inconclusive"}
+
+
+def test_verdicts_follow_from_the_intervals():
+    assert exercises.check_verdicts(VERDICTS, ARMS, 0.05).right
+    assert exercises.check_verdicts(None, ARMS, 0.05).right is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"D": "equivalent"}, "does not show that two are equal"),
+        ({"A": "inferior"}, "being below zero is not enough"),
+        ({"A": "non-inferior"}, "90% interval lies within"),
+        ({"B": "equivalent"}, "gain"),
+        ({"C": "inconclusive"}, "below minus the margin"),
+        ({"C": "worse"}, "worse"),
+    ],
+)
+def test_a_wrong_verdict_is_told_by_its_mistake(changed, word):
+    feedback = exercises.check_verdicts(VERDICTS | changed, ARMS, 0.05)
+    assert feedback.right is False
+    assert feedback.text.startswith(next(iter(changed)))
+    assert word in feedback.text
+
+
+def test_a_verdict_that_is_missing_is_named():
+    assert "D" in exercises.check_verdicts({"A": "equivalent", "B": "non-inferior", "C": "inferior"}, ARMS, 0.05).text
+    assert "dictionary" in exercises.check_verdicts("equivalent", ARMS, 0.05).text
+
+
+def test_the_standard_error_is_paired():
+    one, other = PATIENTS["centralized"].to_numpy(), PATIENTS["federated"].to_numpy()
+    check, paired = exercises.check_standard_error, (other - one).std(ddof=1)
+    assert check(paired / 8**0.5, PATIENTS).right
+    assert "different patients" in check(((one.var(ddof=1) + other.var(ddof=1)) / 8) ** 0.5, PATIENTS).text
+    assert "standard deviation" in check(paired, PATIENTS).text
+    assert "ddof=1" in check((other - one).std() / 8**0.5, PATIENTS).text
+    assert "mean difference" in check((other - one).mean(), PATIENTS).text
+    assert "square root" in check(paired / 8, PATIENTS).text
+
+
+def test_the_margin_is_that_of_the_worst_federated_arm():
+    table = pd.DataFrame(
+        {"mode": ["centralized", "local", "federated", "federated"], "smallest_margin": [np.nan, 0.4, 0.02, 0.1]}
+    )
+    check = exercises.check_margin
+    assert check(0.1, table).right
+    assert "one arm" in check(0.02, table).text
+    assert "mean" in check(0.06, table).text
+    assert "too large" in check(0.4, table).text
+    nothing = table.assign(smallest_margin=np.nan)
+    assert check(float("nan"), nothing).right
+    assert "float('nan')" in check(0.1, nothing).text

@@ -1,0 +1,129 @@
+"""What the notebooks do by hand: averaging against algebra, clients that agree or not, a planted shortcut."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from data_prep.tags import burn, tagged
+from fedlib.config import StudyConfig
+from fedlib.course import lessons
+from fedlib.data.dataset import open_prepared
+from fedlib.study.experiment import run
+from fedlib.training.run_store import RunStore
+from tests.helpers import run_config, snapshot
+
+
+def test_one_round_trains_every_client_from_the_same_start(data):
+    step = lessons.one_round(run_config(data, "federated", n_clients=3), data)
+    assert len(step.sent) == len(step.cases) == 3
+    assert sum(step.cases) == len(data.split("train"))
+    layer = lessons.last_layer(step.start)
+    shapes = {weights[layer].shape for weights in [step.start, *step.sent]}
+    assert len(shapes) == 1
+    assert all((weights[layer] != step.start[layer]).any() for weights in step.sent)
+    assert (step.sent[0][layer] != step.sent[1][layer]).any()
+
+
+def test_flower_s_average_is_the_weighted_mean(images):
+    step = lessons.one_round(run_config(images, "federated", partition="unbalanced", unbalance_ratio=3), images)
+    flower = lessons.flower_average(step.sent, step.cases)
+    for name, array in flower.items():
+        by_hand = np.average([weights[name] for weights in step.sent], axis=0, weights=step.cases)
+        assert np.allclose(array, by_hand, atol=1e-6)
+
+
+def test_divergence_is_that_of_the_updates():
+    start = {"w": np.zeros((1, 2), np.float32)}
+    sent = [{"w": np.array([[3.0, 4.0]], np.float32)}, {"w": np.array([[-4.0, 3.0]], np.float32)}]
+    table = lessons.divergence(lessons.Round(start, sent, [10, 10]))
+    assert table["length of the update"].tolist() == pytest.approx([5, 5, 5 / 2**0.5])
+    assert table["cosine with the others"].tolist()[:2] == pytest.approx([0, 0], abs=1e-6)
+    assert table.loc["mean", "cases"] == 20
+
+
+def test_gradients_of_clients_with_other_diseases_agree_less(images):
+    even = run_config(images, "federated", n_clients=3)
+    skewed = even.model_copy(update={"partition": "label_skew", "alpha": 0.1})
+    agreement = {config.partition: lessons.gradient_agreement(config, images) for config in (even, skewed)}
+    for cosines in agreement.values():
+        assert np.allclose(np.diag(cosines), 1, atol=1e-5)
+        assert np.allclose(cosines, cosines.T, atol=1e-6)
+    assert lessons.between_clients(agreement["balanced"]) > lessons.between_clients(agreement["label_skew"]) + 0.1
+    assert "Mean over pairs" in lessons.agreement_picture(agreement).alt
+
+
+def test_between_clients_leaves_the_diagonal_out():
+    assert lessons.between_clients(pd.DataFrame([[1, 0.5], [0.5, 1]])) == 0.5
+
+
+def test_a_tag_is_burnt_into_one_class_and_nothing_else_changes(images, tmp_path):
+    label = images.classes[0]
+    copy = tagged(images, tmp_path / "tagged", label)
+    own = np.asarray(images.labels) == 0
+    assert np.array_equal(copy.labels, images.labels)
+    assert copy.cases["case"].equals(images.cases["case"])
+    assert copy.cases["split"].equals(images.cases["split"])
+    assert np.array_equal(copy.images[~own], images.images[~own])
+    changed = (np.asarray(copy.images) != images.images).any(axis=(1, 2, 3))
+    assert changed[own].all()
+    assert copy.fingerprint != images.fingerprint
+    assert open_prepared(tmp_path / "tagged", "classification").fingerprint == copy.fingerprint
+
+
+def test_a_tagged_set_is_made_once_and_made_anew_for_another_class(images, tmp_path):
+    first = tagged(images, tmp_path / "tagged", images.classes[0])
+    before = snapshot(tmp_path)
+    tagged(images, tmp_path / "tagged", images.classes[0])
+    assert {name: time for name, time in snapshot(tmp_path).items() if ".lock" not in name} == {
+        name: time for name, time in before.items() if ".lock" not in name
+    }
+    assert tagged(images, tmp_path / "tagged", images.classes[1]).fingerprint != first.fingerprint
+    with pytest.raises(ValueError, match="flu"):
+        tagged(images, tmp_path / "other", "flu")
+
+
+def test_the_tag_is_white_and_near_the_corner():
+    image = burn(np.zeros((1, 40, 40), np.uint8))
+    assert set(np.unique(image)) == {0, 255}
+    assert image[0, 2:6, 2:6].all()
+    assert image.sum() == 16 * 255
+
+
+def test_a_model_learns_the_tag_and_an_occlusion_map_finds_it(images, tmp_path):
+    label = images.classes[0]
+    sets = {"tag": tagged(images, tmp_path / "tagged", label), "none": images}
+    config = run_config(sets["tag"], "centralized", rounds=12, learning_rate=0.003)
+    cheat = run(config, sets["tag"], RunStore(tmp_path))
+    scores = lessons.tag_scores(cheat, sets, label)
+    assert scores.loc["tag", f"{label} found"] > 0.8
+    assert scores.loc["none", f"{label} found"] < 0.5
+    assert scores.loc["tag", "accuracy"] > scores.loc["none", "accuracy"]
+    ill = [row for row in sets["tag"].split("test") if sets["tag"].labels[row] == 0][:3]
+    maps = lessons.occlusion(cheat, sets["tag"], np.array(ill))
+    assert maps.shape == (len(ill), 16, 16)
+    for heat in maps:
+        assert heat[:4, :4].max() > 0.9 * heat.max() > 0
+    picture = lessons.occlusion_picture(sets["tag"], ill, {"with the tag": maps})
+    assert "with the tag" in picture.alt
+    assert "row " in picture.alt
+
+
+def test_the_shortcut_lesson_stands_beside_the_study(tmp_path):
+    for task in ("classification", "segmentation"):
+        study = StudyConfig.make(task=task, profile="smoke", out_dir=tmp_path)
+        lesson = lessons.shortcut_study(study)
+        assert lesson.task == "classification"
+        assert lesson.out_dir == tmp_path / "lesson"
+
+
+def test_the_last_layer_is_an_array_with_rows():
+    assert lessons.last_layer({"a.weight": np.ones((2, 2)), "b.weight": np.ones((3, 2)), "b.bias": np.ones(3)}) == "b.weight"
+
+
+def test_nothing_of_this_moves_the_global_random_numbers(images):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    lessons.one_round(run_config(images, "federated"), images)
+    lessons.gradient_agreement(run_config(images, "federated"), images)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,266 @@
+"""Prepared sets: checked when opened, read from disk; groups, batches and augmentation. test_writer.py tests writing."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fedlib.data.dataset
+from fedlib.config import UserError
+from fedlib.data.augment import random_affine
+from fedlib.data.dataset import batches, deal_groups, open_prepared, read_cases
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.booleans())
+def test_batches_cover_all_rows_in_nearly_equal_sizes(n, batch_size, shuffled):
+    rows = np.arange(1000, 1000 + n)
+    cut = list(batches(rows, batch_size, torch.Generator().manual_seed(3) if shuffled else None))
+    sizes = [len(batch) for batch in cut]
+    assert sorted(np.concatenate(cut)) == rows.tolist()
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+    assert len(cut) == -(-n // batch_size), "no more steps than needed"
+
+
+def test_batches_are_shuffled_by_the_generator_alone():
+    one, two, other = (
+        np.concatenate(list(batches(np.arange(50), 8, torch.Generator().manual_seed(seed)))) for seed in (1, 1, 2)
+    )
+    assert (one == two).all()
+    assert (one != other).any()
+    assert (one != np.arange(50)).any()
+    assert (np.concatenate(list(batches(np.arange(50), 8))) == np.arange(50)).all()
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.lists(st.floats(0.05, 1), min_size=1, max_size=6))
+def test_groups_are_dealt_whole_and_near_the_shares(sizes, parts):
+    fractions = np.array(parts) / sum(parts)
+    groups = pd.Series(sizes, [f"g{n}" for n in range(len(sizes))])
+    receiver_of = deal_groups(groups, fractions, np.random.default_rng(0))
+    assert set(receiver_of) == set(groups.index)
+    held = groups.groupby(pd.Series(receiver_of)).sum().reindex(range(len(parts)), fill_value=0)
+    if len(groups) >= len(parts):
+        assert (held > 0).all(), "nobody stays empty"
+    assert (held - fractions * groups.sum()).max() <= max(sizes) + 1e-9, "above a share by one group at most"
+
+
+@pytest.fixture
+def folder(images, tmp_path) -> Path:
+    """A copy of a prepared set that this test may damage."""
+    return shutil.copytree(images.folder, tmp_path / "set")
+
+
+def refused(folder: Path, task: str | None = None) -> str:
+    """The one line with which a set is refused."""
+    with pytest.raises(UserError) as caught:
+        open_prepared(folder, task)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def with_manifest(folder: Path, **changes) -> Path:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def edit(path: Path) -> None:
+    """Change the last byte but one: the size stays, the time does not."""
+    content, before = bytearray(path.read_bytes()), path.stat()
+    content[-2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+FILES = ("images.npy", "labels.npy", "cases.csv", "qc.csv", "duplicates.csv")
+
+
+@pytest.mark.parametrize("opened_before", [False, True])
+@pytest.mark.parametrize("damage", [edit, cut, Path.unlink])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_refused_by_its_name(folder, name, damage, opened_before):
+    if opened_before:
+        open_prepared(folder)
+    damage(folder / name)
+    assert str(folder / name) in refused(folder)
+
+
+def test_a_file_that_is_a_link_to_nowhere_is_missing(folder):
+    (folder / "images.npy").unlink()
+    (folder / "images.npy").symlink_to("gone.npy")
+    assert "images.npy: is missing" in refused(folder)
+
+
+@pytest.mark.parametrize("reader", ["file_sha256", "read_cases"])
+def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch, reader):
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (folder / "verified.json").unlink()
+    monkeypatch.setattr(fedlib.data.dataset, reader, denied)
+    name = "images.npy" if reader == "file_sha256" else "cases.csv"
+    assert refused(folder) == f"{folder / name}: cannot be read (Permission denied); expected a prepared set"
+
+
+def test_a_folder_without_a_manifest_is_no_set(folder):
+    (folder / "manifest.json").unlink()
+    assert "not a prepared set (no manifest.json)" in refused(folder)
+    assert str(folder / "nowhere") in refused(folder / "nowhere")
+
+
+@pytest.mark.parametrize("text", ["", '{"task": "classi', "[]", "3", '{"format": 2}', "\xff"])
+def test_a_manifest_that_is_none_is_refused(folder, text):
+    (folder / "manifest.json").write_text(text, encoding="latin-1")
+    assert f"{folder}/manifest.json: not readable" in refused(folder)
+
+
+@pytest.mark.parametrize("version", [None, 1, 3, "2"])
+def test_a_set_of_another_format_is_refused(folder, version):
+    with_manifest(folder, format=version, files=None)
+    assert f"manifest.json: format {version}, expected 2" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"classes": ["ill", "healthy"]}, {"synthetic": False}, {"task": "segmentation"}, {"fingerprint": "0"}]
+)
+def test_an_edited_manifest_is_refused(folder, changes):
+    open_prepared(folder)
+    assert "manifest.json: edited" in refused(with_manifest(folder, **changes))
+
+
+@pytest.mark.parametrize("changes", [{"fingerprint": None}, {"files": {}}, {"files": {"images.npy": 3}}])
+def test_a_manifest_that_lacks_something_is_refused(folder, changes):
+    assert "manifest.json: " in refused(with_manifest(folder, **changes))
+
+
+def hashed(monkeypatch) -> list[str]:
+    """Names of the files that are hashed from now on."""
+    names, real = [], fedlib.data.files.file_sha256
+    monkeypatch.setattr(fedlib.data.dataset, "file_sha256", lambda path: names.append(path.name) or real(path))
+    return names
+
+
+def test_a_copied_set_is_hashed_once(folder, images, monkeypatch):
+    for number, name in enumerate(FILES):
+        os.utime(folder / name, ns=(number, number))
+    names = hashed(monkeypatch)
+    assert open_prepared(folder).fingerprint == images.fingerprint
+    assert sorted(names) == sorted(FILES)
+    known = json.loads((folder / "verified.json").read_text())
+    assert known == {name: [(folder / name).stat().st_size, number] for number, name in enumerate(FILES)}
+    fedlib.data.dataset._open.cache_clear()  # as another process would
+    open_prepared(folder)
+    assert len(names) == len(FILES)
+    os.utime(folder / "labels.npy", ns=(99, 99))
+    open_prepared(folder)
+    assert names[len(FILES) :] == ["labels.npy"], "only what has another time"
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "[1]", "[]", "3", "null", '{"images.npy": 0}', "\xff"])
+def test_what_was_verified_is_hashed_again_if_that_cannot_be_read(folder, images, text):
+    (folder / "verified.json").write_text(text, encoding="latin-1")
+    assert open_prepared(folder).fingerprint == images.fingerprint
+    assert set(json.loads((folder / "verified.json").read_text())) == set(FILES)
+
+
+def test_a_set_on_a_read_only_disk_is_opened_and_checked(folder, images, monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    (folder / "verified.json").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", read_only)
+        assert open_prepared(folder).fingerprint == images.fingerprint
+    assert not (folder / "verified.json").exists()
+    edit(folder / "cases.csv")
+    assert "cases.csv" in refused(folder)
+
+
+def test_opening_leaves_nothing_but_verified_json(folder):
+    (folder / "verified.json").unlink()
+    before = {path.name for path in folder.iterdir()}
+    open_prepared(folder)
+    assert {path.name for path in folder.iterdir()} == before | {"verified.json"}
+
+
+def test_a_set_is_found_by_its_task_and_that_of_the_other_task_is_refused(images, volumes):
+    with pytest.raises(UserError, match="classification.*expected segmentation"):
+        open_prepared(images.folder, "segmentation")
+    assert open_prepared(volumes.folder.parent, "segmentation").fingerprint == volumes.fingerprint
+
+
+def test_the_manifest_gives_size_and_hash_of_every_file(data, tmp_path):
+    files = json.loads((data.folder / "manifest.json").read_text())["files"]
+    assert set(files) == set(FILES)
+    assert all((data.folder / name).stat().st_size == entry["bytes"] for name, entry in files.items())
+    copy = shutil.copytree(data.folder, tmp_path / "moved")
+    assert open_prepared(copy).fingerprint == data.fingerprint
+
+
+def test_names_in_the_tables_are_text(tmp_path):
+    (tmp_path / "cases.csv").write_text("case,patient,label,age,sex\n001,NA,None,,\n2,,7,50,F\n")
+    cases = read_cases(tmp_path / "cases.csv")
+    assert cases[["case", "patient", "label"]].to_numpy().tolist() == [["001", "NA", "None"], ["2", "", "7"]]
+    assert cases["age"].isna().tolist() == [True, False]
+    assert cases["sex"].isna().tolist() == [True, False]
+
+
+def test_tensors_span_minus_one_to_one(data):
+    rows = data.split("train")[:3]
+    pictures, labels = data.tensors(rows)
+    assert pictures.shape == (3, 1, *data.images.shape[2:])
+    assert torch.allclose(pictures, torch.from_numpy(data.images[rows] / 127.5 - 1).float(), atol=1e-6)
+    assert labels.dtype == torch.int64
+    assert labels.shape == ((3,) if data.task == "classification" else (3, 1, *data.images.shape[2:]))
+
+
+def test_splits_hold_every_case_once(data):
+    parts = [data.split(name) for name in ("train", "val", "test")]
+    assert sorted(np.concatenate(parts)) == list(range(len(data.cases)))
+    assert all(len(part) for part in parts)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def blob(*shape):
+    """A batch with a box off the centre, as image (-1 outside, 1 inside) and as label."""
+    label = torch.zeros(2, 1, *shape, dtype=torch.int64)
+    label[(..., *[slice(3, n // 2 + 2) for n in shape])] = 2
+    return label.float() - 1, label
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (12, 16, 16)])
+def test_augmentation_moves_image_and_label_together(shape):
+    picture, label = blob(*shape)
+    moved, moved_label = random_affine(picture, label, generator(), degrees=20, scale=0.2, shift=0.1)
+    assert not torch.equal(label, moved_label)
+    assert set(moved_label.unique().tolist()) <= {0, 2}, "labels are not blended"
+    agree = ((moved > 0) == (moved_label == 2)).float().mean()
+    assert agree > 0.99
+    assert not torch.equal(moved_label[0], moved_label[1]), "every case is moved on its own"
+
+
+def test_augmentation_comes_from_the_generator_and_can_be_nothing():
+    picture, label = blob(16, 16)
+    torch.manual_seed(1)
+    one, _ = random_affine(picture, label, generator(5), 20, 0.2, 0.1)
+    torch.manual_seed(2)
+    two, _ = random_affine(picture, label, generator(5), 20, 0.2, 0.1)
+    assert torch.equal(one, two)
+    same, same_label = random_affine(picture, label, generator(), 0, 0, 0)
+    assert torch.allclose(same, picture, atol=1e-5)
+    assert torch.equal(same_label, label)
+    assert random_affine(picture, None, generator(), 5, 0, 0)[1] is None

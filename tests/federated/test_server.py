@@ -1,0 +1,275 @@
+"""The federation: FedAvg by algebra, in any order of arrival, and every failure by name."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
+
+import fedlib.federated.client_app
+from fedlib import analysis
+from fedlib.config import StudyConfig, UserError
+from fedlib.federated import in_process as engines
+from fedlib.federated.server import FederationError, guarded_strategy
+from fedlib.study import experiment, findings
+from fedlib.training import execution
+from fedlib.training.run_store import RunRecord, RunStore
+from tests.helpers import outcome, run_config
+
+N = [10, 30, 60]
+NODES = {client + 2: client for client in range(3)}
+
+
+@pytest.fixture
+def config(images):
+    return run_config(images, "federated", n_clients=3)
+
+
+@pytest.fixture
+def strategy(config, tmp_path):
+    return guarded_strategy(config, RunRecord(tmp_path), Model(), N, NODES)
+
+
+def asked(client):
+    engines.InProcessGrid(fedlib.federated.client_app.client_app, 0)  # sets who the server is, which a message needs
+    return Message(RecordDict(), dst_node_id=client + 2, message_type="train")
+
+
+def reply(client, weights, n):
+    arrays = ArrayRecord.from_torch_state_dict({name: torch.as_tensor(array) for name, array in weights.items()})
+    metrics = MetricRecord({"num-examples": n, "loss": 0.5})
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=asked(client))
+
+
+def weights_of(client):
+    rng = np.random.default_rng(client)
+    return {"w": rng.standard_normal((5, 3), dtype=np.float32), "b": rng.standard_normal(4, dtype=np.float32)}
+
+
+class Model(torch.nn.Module):
+    """Two weights by the names of `weights_of`."""
+
+    def __init__(self):
+        super().__init__()
+        for name, array in weights_of(99).items():
+            self.register_parameter(name, torch.nn.Parameter(torch.as_tensor(array)))
+
+
+def replies():
+    return [reply(client, weights_of(client), n) for client, n in enumerate(N)]
+
+
+def test_fedavg_is_the_mean_weighted_by_cases(strategy):
+    arrays, _ = strategy.aggregate_train(1, replies())
+    averaged = arrays.to_torch_state_dict()
+    for name in ("w", "b"):
+        by_hand = sum(n / sum(N) * weights_of(client)[name] for client, n in enumerate(N))
+        assert np.allclose(averaged[name].numpy(), by_hand, atol=1e-6)
+        plain_mean = np.mean([weights_of(client)[name] for client in range(3)], axis=0)
+        assert not np.allclose(averaged[name].numpy(), plain_mean, atol=1e-3)
+
+
+def test_fedavg_gives_the_same_bits_in_any_order_of_arrival(config, tmp_path):
+    seen = set()
+    for order in itertools.permutations(replies()):
+        arrays, _ = guarded_strategy(config, RunRecord(tmp_path), Model(), N, NODES).aggregate_train(1, list(order))
+        seen.add(b"".join(array.numpy().tobytes() for array in arrays.to_torch_state_dict().values()))
+    assert len(seen) == 1
+
+
+def test_what_each_client_did_is_kept_in_client_order(strategy, tmp_path):
+    strategy.aggregate_train(4, replies()[::-1])
+    rows = (tmp_path / "clients.csv").read_text().splitlines()
+    assert rows[0].startswith("round,client,n,")
+    assert [row.split(",")[:3] for row in rows[1:]] == [["4", str(client), str(n)] for client, n in enumerate(N)]
+    sent = [len(recorddict_to_proto(reply.content).SerializeToString()) for reply in replies()]
+    assert strategy.traffic()["bytes_up"] == sum(sent)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_update_that_is_not_finite_names_client_and_round(strategy, bad):
+    spoilt = weights_of(1)
+    spoilt["w"][2, 1] = bad
+    messages = [reply(0, weights_of(0), 10), reply(1, spoilt, 30), reply(2, weights_of(2), 60)]
+    with pytest.raises(FederationError, match=r"round 5: client 1: w is not finite; expected .* 3 of 3"):
+        strategy.aggregate_train(5, messages)
+
+
+ODD = {
+    "a name less": (lambda sent: {"w": sent["w"]}, "missing or unknown weights, b"),
+    "a name more": (lambda sent: sent | {"x": sent["b"]}, "missing or unknown weights, x"),
+    "another shape": (lambda sent: sent | {"w": sent["w"].T.copy()}, r"w is float32 \(3, 5\), expected float32 \(5, 3\)"),
+    "another type": (lambda sent: sent | {"b": sent["b"].astype(np.float64)}, r"b is float64 \(4,\), expected float32"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_update_of_another_model_names_client_round_and_weights(strategy, kind):
+    spoil, words = ODD[kind]
+    messages = [reply(0, weights_of(0), 10), reply(1, spoil(weights_of(1)), 30), reply(2, weights_of(2), 60)]
+    with pytest.raises(FederationError, match=rf"round 5: client 1: {words}"):
+        strategy.aggregate_train(5, messages)
+
+
+def test_a_client_cannot_claim_more_cases_than_it_has(strategy):
+    messages = [reply(0, weights_of(0), 10), reply(1, weights_of(1), 3000), reply(2, weights_of(2), 60)]
+    with pytest.raises(FederationError, match="round 2: client 1: trained on 3000 cases, expected 30"):
+        strategy.aggregate_train(2, messages)
+
+
+def test_a_client_cannot_answer_twice(strategy):
+    with pytest.raises(FederationError, match="round 2: client 1: answered twice"):
+        strategy.aggregate_train(2, [*replies(), reply(1, weights_of(1), 30)])
+
+
+def test_a_client_that_does_not_answer_is_named(strategy):
+    with pytest.raises(FederationError, match="round 2: client 0: no answer within 3600 s; client 2: no .* 3 of 3"):
+        strategy.aggregate_train(2, replies()[1:2])
+
+
+def test_an_answer_that_is_an_error_stops_the_round(strategy):
+    failed = Message(Error(code=0, reason="out of memory"), reply_to=asked(1))
+    with pytest.raises(FederationError, match=r"round 3.*out of memory"):
+        strategy.aggregate_train(3, [replies()[0], failed, replies()[2]])
+
+
+def failing(monkeypatch, client, round_number, spoil):
+    """Let one client fail in one round."""
+    train_round = fedlib.federated.client_app.train_round
+
+    def train(model, data, rows, config, own, number, *more):
+        done = train_round(model, data, rows, config, own, number, *more)
+        if (own, number) == (client, round_number):
+            spoil(model)
+        return done
+
+    monkeypatch.setattr(fedlib.federated.client_app, "train_round", train)
+
+
+def raises(_):
+    raise OSError("disk full")
+
+
+def turns_nan(model):
+    torch.nn.init.constant_(next(model.parameters()), float("nan"))
+
+
+@pytest.mark.parametrize(("spoil", "cause"), [(raises, "disk full"), (turns_nan, "not finite")])
+def test_a_client_that_fails_stops_its_run_by_name_and_no_other(data, tmp_path, monkeypatch, spoil, cause):
+    store = RunStore(tmp_path)
+    bad, good = run_config(data, "federated"), run_config(data, "centralized")
+    said: list[str] = []
+    with monkeypatch.context() as patched:
+        failing(patched, 1, 2, spoil)
+        done = experiment.run_all([bad, good], data, store, report=said.append)
+        with pytest.raises(FederationError):
+            experiment.run(bad, data, store)
+    assert [run.config for run in done] == [good]
+    status = store.get(bad.run_id).status
+    assert status["state"] == "failed"
+    for words in ("client 1", "round 2", cause):
+        assert words in status["error"]
+        assert any(bad.run_id in line and words in line for line in said)
+    assert bad.run_id not in (tmp_path / "results.csv").read_text()
+    assert outcome(experiment.run(bad, data, store)) == outcome(experiment.run(bad, data, RunStore(tmp_path / "other")))
+
+
+def test_a_failure_that_stops_the_run_stops_it_at_once(images, tmp_path, monkeypatch):
+    asked_for = []
+
+    def broken(model, data, rows, config, client, *_):
+        asked_for.append(client)
+        raise UserError("no images today")
+
+    monkeypatch.setattr(fedlib.federated.client_app, "train_round", broken)
+    with pytest.raises(FederationError, match=r"round 1: client 0 failed: UserError: no images today; expected"):
+        experiment.run(run_config(images, "federated"), images, RunStore(tmp_path))
+    assert asked_for == [0], "no other client trains in vain"
+
+
+def test_clients_train_on_their_own_cases_only(data, tmp_path, monkeypatch):
+    config, asked_for = run_config(data, "federated", partition="unbalanced"), []
+    train_round = fedlib.federated.client_app.train_round
+
+    def watched(model, data, rows, config, client, number, *more):
+        asked_for.append((number, client, rows.tolist()))
+        return train_round(model, data, rows, config, client, number, *more)
+
+    monkeypatch.setattr(fedlib.federated.client_app, "train_round", watched)
+    experiment.run(config, data, RunStore(tmp_path))
+    own = [rows.tolist() for rows in execution.clients_of(config, data)]
+    assert asked_for == [(number, client, own[client]) for number in (1, 2) for client in (0, 1)]
+
+
+def test_bytes_are_those_of_the_weights(data, tmp_path):
+    run = experiment.run(run_config(data, "federated"), data, RunStore(tmp_path))
+    size = sum(tensor.numel() * tensor.element_size() for tensor in run.weights().values())
+    assert (run.clients["bytes_up"] >= size * 0.99).all()
+    assert (run.clients["bytes_up"] < size * 1.5 + 50_000).all()
+    totals = run.clients.groupby("round")[["bytes_up", "bytes_down"]].sum()
+    assert (run.rounds.set_index("round")[["bytes_up", "bytes_down"]] == totals).all().all()
+    assert run.result["bytes"] == totals.to_numpy().sum()
+
+
+@pytest.fixture
+def lenient(images, tmp_path):
+    """Three clients, of which two must answer."""
+    config = run_config(images, "federated", n_clients=3, quorum=0.5)
+    return guarded_strategy(config, RunRecord(tmp_path), Model(), N, NODES)
+
+
+SPOILT = {
+    "no answer": (lambda messages: messages[:2], "client 2: no answer within 3600 s"),
+    "an error": (
+        lambda messages: [*messages[:2], Message(Error(code=0, reason="client 2 failed: out of memory"), reply_to=asked(2))],
+        "client 2 failed: out of memory",
+    ),
+    "not a number": (
+        lambda messages: [*messages[:2], reply(2, {name: w * np.nan for name, w in weights_of(2).items()}, 60)],
+        "client 2: w is not finite",
+    ),
+    "another size": (lambda messages: [*messages[:2], reply(2, weights_of(2), 61)], "client 2: trained on 61 cases"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_with_a_quorum_a_round_goes_on_and_the_table_says_who_was_missing(lenient, tmp_path, kind):
+    spoil, reason = SPOILT[kind]
+    arrays, _ = lenient.aggregate_train(1, spoil(replies()))
+    by_hand = sum(n / 40 * weights_of(client)["w"] for client, n in enumerate(N[:2]))
+    assert np.allclose(arrays["w"].numpy(), by_hand, atol=1e-6)
+    table = pd.read_csv(tmp_path / "clients.csv")
+    assert table["absent"].isna().tolist() == [True, True, False]
+    assert table["absent"][2].startswith(reason)
+    assert table["n"].tolist() == [10, 30, 0]
+    assert table["bytes_up"].iloc[:2].gt(0).all()
+    assert table["bytes_up"].iloc[2] == 0
+
+
+def test_below_the_quorum_the_round_stops(lenient):
+    with pytest.raises(FederationError, match="round 4: client 1: no answer .*; client 2: no answer .*; expected .* 2 of 3"):
+        lenient.aggregate_train(4, replies()[:1])
+
+
+def test_a_run_with_a_quorum_tells_who_was_missing_in_which_round(images, tmp_path, monkeypatch):
+    config, store = run_config(images, "federated", quorum=0.5), RunStore(tmp_path)
+    with monkeypatch.context() as patched:
+        failing(patched, 1, 2, raises)
+        run = experiment.run(config, images, store)
+    missing = analysis.absences([run])
+    assert missing[["round", "client"]].to_numpy().tolist() == [[2, 1]]
+    assert missing["absent"][0] == "client 1 failed: OSError: disk full"
+    assert run.clients["n"].tolist()[-1] == 0
+    page = findings.findings([run], StudyConfig.make(profile="smoke", out_dir=tmp_path))
+    (table,) = [table for table in page.further if table.name == "absences"]
+    assert table.frame[["round", "client (from 0)", "why"]].to_numpy().tolist() == [
+        [2, 1, "client 1 failed: OSError: disk full"]
+    ]
+    assert "In 1 turns a client was absent" in " ".join(page.caveats)
+    whole = experiment.run(run_config(images, "federated"), images, store)
+    assert whole.config.run_id != config.run_id
+    assert whole.result["weights_sha256"] != run.result["weights_sha256"]
+    assert analysis.absences([whole]).empty

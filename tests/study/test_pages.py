@@ -1,0 +1,84 @@
+"""A notebook as a page: mathematics without a network, tables and figures for everyone, a failure in one line."""
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from nbformat import v4
+
+from fedlib.study import pages
+
+MATH = r"""# Mean of $w_k$
+
+The server takes
+
+$$w \leftarrow \sum_{k=1}^{K} \frac{n_k}{n} w_k$$
+
+\begin{align} a &= b < c \end{align}
+
+It costs 5 \$ and 6 \$."""
+
+
+def rendered(tmp_path, *cells):
+    """The page of a notebook of these cells, parsed."""
+    nbformat.write(v4.new_notebook(cells=list(cells)), tmp_path / "book.ipynb")
+    page = pages.render_notebook(tmp_path / "book.ipynb")
+    return BeautifulSoup(page.read_text(), "html.parser")
+
+
+def executed(*outputs):
+    return v4.new_code_cell("1 + 1", outputs=list(outputs), execution_count=1)
+
+
+def test_mathematics_becomes_mathml(tmp_path):
+    soup = rendered(tmp_path, v4.new_markdown_cell(MATH))
+    found = soup.find_all("math")
+    assert [math["display"] for math in found] == ["inline", "block", "block"]
+    assert found[0].find("msub")
+    assert found[1].find("mfrac")
+    text = soup.main.get_text()
+    assert "$$" not in text
+    assert "\\begin" not in text
+    assert "5 $ and 6 $" in text
+    assert soup.title.string == "Mean of $w_k$"
+
+
+def test_mathematics_in_outputs_too(tmp_path):
+    outputs = [
+        v4.new_output("display_data", data={"text/markdown": "$x^2$", "text/plain": "x"}),
+        v4.new_output("display_data", data={"text/latex": "$$y^2$$", "text/plain": "y"}),
+    ]
+    assert len(rendered(tmp_path, executed(*outputs)).find_all("math")) == 2
+
+
+def test_a_failure_is_one_line(tmp_path):
+    trace = ["Traceback (most recent call last)", "File cells.py, line 3"]
+    error = v4.new_output("error", ename="UserError", evalue="rounds = <b>0</b>: expected 1 or more", traceback=trace)
+    soup = rendered(tmp_path, executed(error))
+    assert soup.select_one(".failed").get_text(strip=True) == "Stopped here.rounds = <b>0</b>: expected 1 or more"
+    assert "Traceback" not in soup.get_text()
+
+
+def test_a_table_can_be_scrolled_by_keyboard_and_read_by_ear(tmp_path):
+    frame = '<style>th {color: red}</style><table border="1"><thead><tr><th></th><th>name</th><th>n</th></tr></thead>'
+    frame += "<tbody><tr><th>0</th><td>Paul</td><td>3</td></tr></tbody></table>"
+    soup = rendered(tmp_path, executed(v4.new_output("display_data", data={"text/html": frame})))
+    assert soup.main.find("style") is None
+    assert soup.table.parent["tabindex"] == "0"
+    assert [cell.get("scope") for cell in soup.find_all("th")] == ["col", "col", "row"]
+    assert [cell.get("class") for cell in soup.tbody.find_all("td")] == [["text"], None]
+
+
+def test_a_figure_has_its_words_and_its_numbers(tmp_path):
+    data = {"image/png": "iVBORw0KGgo=", "text/plain": "x", "text/csv": "arm,score\nfederated,0.51239\n"}
+    output = v4.new_output("display_data", data=data, metadata={"image/png": {"alt": 'One "arm". More.'}})
+    soup = rendered(tmp_path, executed(output))
+    assert soup.figure.img["alt"] == 'One "arm". More.'
+    assert [cell.get_text() for cell in soup.figure.tbody.find_all(["th", "td"])] == ["federated", "0.512"]
+    link = soup.figure.find("a")
+    assert link["href"].startswith("data:text/csv")
+    assert link["download"] == "one-arm.csv"
+
+
+@pytest.mark.parametrize(("value", "text"), [(float("nan"), ""), (None, ""), (0.12345, "0.123"), (3, 3), ("a", "a")])
+def test_a_cell_never_says_nan(value, text):
+    assert pages.shown(value) == text

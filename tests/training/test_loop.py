@@ -1,0 +1,202 @@
+"""The training loop: its bits come from seed, client and round alone, its cases are seen equally often, it fails loud."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fedlib import tasks
+from fedlib.config import UserError
+from fedlib.data.dataset import PreparedSet, describe
+from fedlib.training.loop import WEIGHT_DECAY, AdamW, evaluate, initial_model, learning_rate, stream_seed, train_round
+from fedlib.training.run_store import state_sha256
+from tests.helpers import python, run_config
+
+
+def trained(data, config, client=0, round_number=1):
+    model = initial_model(config, data)
+    train_round(model, data, data.split("train"), config, client, round_number)
+    return state_sha256(model.state_dict())
+
+
+def test_the_bits_do_not_depend_on_the_global_generators(data):
+    config = run_config(data, "centralized")
+    hashes = set()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        hashes.add(trained(data, config))
+    assert len(hashes) == 1
+
+
+def test_seed_client_and_round_each_change_the_bits(images):
+    config, reseeded = run_config(images, "centralized"), run_config(images, "centralized", seed=2)
+    hashes = [trained(images, config), trained(images, config, client=1), trained(images, config, round_number=2)]
+    assert len({*hashes, trained(images, reseeded)}) == 4
+
+
+def test_the_initial_model_comes_from_the_seed_and_leaves_the_global_generator_alone(data):
+    config = run_config(data, "centralized")
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    one = initial_model(config, data)
+    assert torch.equal(torch.rand(1), expected)
+    two, other = initial_model(config, data), initial_model(run_config(data, "federated", seed=9), data)
+    assert state_sha256(one.state_dict()) == state_sha256(two.state_dict()) != state_sha256(other.state_dict())
+
+
+def test_every_case_is_seen_once_an_epoch(data, monkeypatch):
+    config, seen, steps = run_config(data, "centralized", local_epochs=3), [], []
+    read, step = PreparedSet.tensors, AdamW.step
+    monkeypatch.setattr(PreparedSet, "tensors", lambda own, rows, device: seen.extend(rows) or read(own, rows, device))
+    monkeypatch.setattr(AdamW, "step", lambda own, *given: steps.append(1) or step(own, *given))
+    rows = data.split("train")[1:]
+    done = train_round(initial_model(config, data), data, rows, config, 0, 1)
+    assert sorted(seen) == sorted(np.repeat(rows, 3))
+    assert len(steps) == 3 * -(-len(rows) // config.batch_size)
+    assert done["n"] == len(rows)
+
+
+def test_our_optimiser_ends_with_the_bits_of_torch_s(data):
+    config, rates = run_config(data, "centralized"), (0.001, 0.01, 0.003)
+    own, other = initial_model(config, data), initial_model(config, data)
+    optimiser, torch_s = AdamW(own), torch.optim.AdamW(other.parameters(), weight_decay=WEIGHT_DECAY, fused=True)
+    for rate in rates:
+        for model in (own, other):
+            model.zero_grad()
+            model(data.tensors(data.split("train")[:4])[0]).square().mean().backward()
+        torch_s.param_groups[0]["lr"] = rate
+        optimiser.step(rate)
+        torch_s.step()
+    assert state_sha256(own.state_dict()) == state_sha256(other.state_dict())
+
+
+TRAIN = """
+import sys
+from fedlib.config import RunConfig
+from fedlib.data.dataset import open_prepared
+from fedlib.training.loop import evaluate, initial_model, train_round
+
+config, data = RunConfig.model_validate_json(sys.argv[1]), open_prepared(sys.argv[2])
+model = initial_model(config, data)
+train_round(model, data, data.split("train"), config, 0, 1)
+evaluate(model, data, data.split("val"), config)
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_no_process_that_trains_or_scores_imports_torch_s_compiler(data):
+    """It takes a second or two. torch's optimisers and `torch.use_deterministic_algorithms` would import it."""
+    done = python("-c", TRAIN, run_config(data, "centralized").model_dump_json(), data.folder)
+    assert done.stdout == "False\n", done.stderr
+
+
+def test_training_learns(data):
+    config = run_config(data, "centralized", rounds=10, learning_rate=0.01, width=8)
+    model, rows = initial_model(config, data), data.split("train")[:6]
+    losses = [train_round(model, data, rows, config, 0, number)["loss"] for number in range(1, 11)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_loss_that_is_not_finite_names_client_and_round(data):
+    config = run_config(data, "centralized")
+    model = initial_model(config, data)
+    torch.nn.init.constant_(next(model.parameters()), float("nan"))
+    with pytest.raises(UserError, match=r"loss = nan.*client 3.*round 2"):
+        train_round(model, data, data.split("train"), config, 3, 2)
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(images):
+    config = run_config(images, "centralized", rounds=10, learning_rate=0.5)
+    rates = [learning_rate(config, done / 10) for done in range(101)]
+    peak = int(np.argmax(rates))
+    assert rates[peak] == pytest.approx(0.5)
+    assert peak == 10, "a tenth of the run"
+    assert rates[0] == 0
+    assert rates[-1] == pytest.approx(0, abs=1e-12)
+    assert (np.diff(rates[: peak + 1]) > 0).all()
+    assert (np.diff(rates[peak:]) < 0).all()
+
+
+def test_streams_of_neighbours_differ():
+    numbers = [(seed, client, number) for seed in range(3) for client in range(8) for number in range(8)]
+    assert len({stream_seed(*each) for each in numbers}) == len(numbers)
+
+
+def test_evaluation_scores_each_case_once_and_changes_nothing(data):
+    config, task = run_config(data, "centralized"), tasks.get(data.task)
+    model = initial_model(config, data)
+    train_round(model, data, data.split("train"), config, 0, 1)
+    before, rows = state_sha256(model.state_dict()), data.split("train")
+    scores = evaluate(model, data, rows, config)
+    assert state_sha256(model.state_dict()) == before
+    assert scores["case"].tolist() == data.cases.iloc[rows]["case"].tolist()
+    one_by_one = evaluate(model, data, rows, config.model_copy(update={"batch_size": 1}))
+    for metric, value in task.summarize(scores).items():
+        assert task.summarize(one_by_one)[metric] == pytest.approx(value, abs=0.05), "a case's score is its own"
+
+
+def test_half_precision_trains_too(data):
+    config = run_config(data, "centralized", precision="bf16")
+    model = initial_model(config, data)
+    done = train_round(model, data, data.split("train"), config, 0, 1)
+    assert np.isfinite(done["loss"])
+    assert {p.dtype for p in model.parameters()} == {torch.float32}, "weights stay fp32"
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_kernels_are_deterministic_unless_a_run_does_without(data, deterministic):
+    config, found = run_config(data, "centralized", deterministic=deterministic), set()
+    model, rows = initial_model(config, data), data.split("train")
+    model.register_forward_hook(lambda *_: found.add(torch.are_deterministic_algorithms_enabled()))
+    train_round(model, data, rows, config, 0, 1, lambda: found.add(torch.are_deterministic_algorithms_enabled()))
+    evaluate(model, data, rows, config)
+    assert found == {deterministic}
+    assert not torch.are_deterministic_algorithms_enabled(), "what the notebook had before"
+
+
+MEMORY = 1 << 30
+"""Bytes that a process may hold for itself: what it imports takes a third."""
+BOUNDED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[3]),) * 2)
+import json
+
+import numpy as np
+from fedlib.config import RunConfig
+from fedlib.data.dataset import batches, open_prepared
+from fedlib.training.loop import evaluate, initial_model, train_round
+
+config, data = RunConfig.model_validate_json(sys.argv[1]), open_prepared(sys.argv[2])
+rows = data.split("train")
+try:
+    np.array(data.images)
+except MemoryError:
+    print("too large")
+seen = sum(len(data.tensors(batch)[0]) for batch in batches(rows, 64))
+model = initial_model(config, data)
+trained = train_round(model, data, rows[::256], config, 0, 1)
+print(seen, trained["n"], len(evaluate(model, data, rows[::512], config)))
+"""
+
+
+@pytest.mark.slow
+def test_a_prepared_set_larger_than_memory_trains(images, tmp_path):
+    """Every image is read, a round is trained on a client's share, in a process that could not hold the images."""
+    n, side = 20480, 256
+    shape = (n, 1, side, side)
+    pixels = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.uint8, shape)  # black ones take no disk space
+    pixels[::256] = np.random.default_rng(1).integers(0, 256, (n // 256, *shape[1:]))
+    pixels.flush()
+    assert pixels.nbytes > MEMORY
+    np.save(tmp_path / "labels.npy", np.arange(n) % len(images.classes))
+    table = images.cases.iloc[np.arange(n) % len(images.cases)]
+    table.assign(case=[f"case{row}" for row in range(n)], split="train").to_csv(tmp_path / "cases.csv", index=False)
+    paths = {name: tmp_path / name for name in ("images.npy", "labels.npy", "cases.csv")}
+    (tmp_path / "manifest.json").write_text(json.dumps(describe(paths, images.manifest)))
+    config = run_config(images, "centralized")
+    done = python("-c", BOUNDED, config.model_dump_json(), tmp_path, MEMORY)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split("\n")[:2] == ["too large", f"{n} {n // 256} {n // 512}"]
