@@ -173,4 +173,4 @@ def test_tests_that_share_what_is_costly_stay_in_one_process(request):
 
 def test_only_one_file_uses_a_private_name_of_flower():
     private = [path.name for path in MODULES if any(name.startswith("flwr.supercore") for name in imports(path))]
-    assert private == ["engines.py"]
+    assert private == ["in_process.py"]

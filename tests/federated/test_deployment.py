@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from fedlib.federated.server import FederationError
 from flwr.app import Error, Message, RecordDict
 
 from fedlib.config import ROOT, StudyConfig, UserError
@@ -20,7 +21,6 @@ from fedlib.federated import in_process as engines
 from fedlib.federated.certificates import write_certificates, write_node_key
 from fedlib.federated.deployment import last_words, local_federation, run_deployment
 from fedlib.federated.guard import Processes
-from fedlib.federated.server import FederationError
 from fedlib.federated.server_app import Answers, asked_for
 from fedlib.study import experiment
 from fedlib.training.run_store import RunStore
