@@ -6,7 +6,7 @@ a client fails; and it drops what each client did. A client that fails stops the
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from fedlib.config import RunConfig
-from fedlib.federated.client_app import client_name, local_state, shared_state
+from fedlib.federated.client_app import local_state, shared_state
 from fedlib.federated.privacy import central_privacy, seed_noise
 from fedlib.federated.strategies import CONTROL, flower_strategy
 
@@ -27,15 +27,6 @@ ABSENT = {"n": 0, "seconds": 0.0, "bytes_down": 0, "bytes_up": 0}
 
 class FederationError(RuntimeError):
     """Too many clients failed: their numbers, the round and the causes."""
-
-
-class SampledNodes(NamedTuple):
-    """Stand for the grid where Flower's strategies sample nodes: only those of this round are there."""
-
-    node_ids: list[int]
-
-    def get_node_ids(self) -> list[int]:
-        return self.node_ids
 
 
 class CheckedStrategy(Strategy):
@@ -69,7 +60,8 @@ class CheckedStrategy(Strategy):
         """Return Flower's messages to this round's clients; rounds are counted over the whole run, not from a restart."""
         number = self.rounds_before + server_round
         self.asked = participants(self.config, number)
-        sampled = SampledNodes([node for node, client in self.nodes.items() if client in self.asked])
+        node_ids = [node for node, client in self.nodes.items() if client in self.asked]
+        sampled = SimpleNamespace(get_node_ids=lambda: node_ids)  # all that Flower asks of a grid here
         messages = self.strategy.configure_train(number, self._select(arrays, trainable=True), config, sampled)
         return [self._addressed(message, arrays) for message in messages]
 
@@ -135,16 +127,16 @@ class CheckedStrategy(Strategy):
             if client is None:  # in the SuperLink's name, for a node that is gone
                 unnamed.append(" ".join(reply.error.reason.split()))
             elif client in received or client in absent:
-                raise FederationError(f"round {number}: {client_name(client)}: replied twice")
+                raise FederationError(f"round {number}: client {client}: replied twice")
             elif reply.has_error():
-                reason, name = " ".join(reply.error.reason.split()), client_name(client)
-                absent[client] = reason if reason.startswith(f"{name} ") else f"{name}: {reason}"
+                reason = " ".join(reply.error.reason.split())
+                absent[client] = reason if reason.startswith(f"client {client} ") else f"client {client}: {reason}"
                 self._check_quorum(number, len(self.asked) - len(absent), absent)
             else:
                 received[client] = reply
         why = "; ".join(sorted(set(unnamed))) or f"within {self.config.reply_timeout:g} s"
         silent = set(self.asked) - set(received) - set(absent)
-        return received, absent | {client: f"{client_name(client)}: no reply ({why})" for client in silent}
+        return received, absent | {client: f"client {client}: no reply ({why})" for client in silent}
 
     def _check_quorum(self, number: int, valid: int, absent: dict[int, str]) -> None:
         needed, asked = math.ceil(self.config.quorum * len(self.asked)), len(self.asked)
@@ -156,15 +148,15 @@ class CheckedStrategy(Strategy):
 
     def _fault(self, client: int, reply: Message) -> str:
         """Say what is wrong with an update: other cases, names, shapes or types than expected, or not finite."""
-        n, name = reply.content["metrics"].get("num-examples", self.cases[client]), client_name(client)
+        n = reply.content["metrics"].get("num-examples", self.cases[client])
         if n != self.cases[client]:  # the weight of its update
-            return f"{name}: trained on {n} cases, expected {self.cases[client]}, its share"
+            return f"client {client}: trained on {n} cases, expected {self.cases[client]}, its share"
         expected = {"arrays": self.initial}
         if self.config.strategy == "scaffold":
             expected[CONTROL] = self._select(self.initial, trainable=True)
         for key, arrays in expected.items():
             if fault := _array_fault(reply.content.get(key, {}), arrays):
-                return f"{name}: {fault}"
+                return f"client {client}: {fault}"
         return ""
 
     def _aggregate(self, number: int, accepted: dict[int, Message]) -> ArrayRecord:

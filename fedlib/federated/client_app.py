@@ -136,7 +136,7 @@ def report_errors(message: Message, context: Context, call_next: ClientAppCallab
             logging.getLogger("flwr").exception("the client failed")
             cause = f"{type(error).__name__} (the node's log says more)"
         try:
-            name = client_name(client_id(context))
+            name = f"client {client_id(context)}"
         except NodeError:
             name = f"node {context.node_id}"
         return Message(Error(CLIENT_APP_ERROR, f"{name} failed: {' '.join(cause.split())}"), reply_to=message)
@@ -237,11 +237,6 @@ def client_id(context: Context) -> int:
     if type(value) is not int:
         raise NodeError("no partition-id in its --node-config; expected the number of its client, from 0")
     return value
-
-
-def client_name(client: int) -> str:
-    """Return how errors name a client."""
-    return f"client {client}"
 
 
 def run_config_of(message: Message) -> RunConfig:

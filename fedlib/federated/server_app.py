@@ -4,6 +4,7 @@
 are in `[tool.flwr.app.config]` of pyproject.toml. `serve` is the same for a federation in this process.
 """
 
+import functools
 import logging
 import os
 import time
@@ -30,6 +31,8 @@ STUDY_FIELDS = {"n_clients": "client_counts", "partition": "partitions"}
 CONNECT_SECONDS = 120.0
 """How long the server waits for the clients' nodes to connect (*chosen*)."""
 
+FOLLOW = "`flwr list` shows its number, `flwr log NUMBER` follows it, `flwr stop NUMBER` ends it"
+
 server_app = ServerApp()
 
 
@@ -39,10 +42,9 @@ def main(grid: Grid, context: Context) -> None:
     logging.getLogger("flwr").addFilter(_in_one_line)
     config, data, store = parse_run_config(context.run_config)
     try:
-        store.lock(config.run_id).acquire(timeout=0).lock.release()
+        run = execute(config, data, store, functools.partial(serve, grid), wait=False)
     except Timeout:
-        raise UserError(f"{config.run_id}: already running; see `flwr log`, or end it with `flwr stop`") from None
-    run = execute(config, data, store, lambda config, data, record: serve(grid, config, data, record))
+        raise UserError(f"{config.run_id}: already running. {FOLLOW}") from None
     store.write_results()
     scores = ", ".join(f"{name} {run.result[name]:.3f}" for name in tasks.get(config.task).PRIMARY)
     print(f"done: {scores}; {run.folder}")
