@@ -52,8 +52,10 @@ def loss_function() -> torch.nn.Module:
     return torch.nn.CrossEntropyLoss()
 
 
-def augment(images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Small turns, stretches and shifts (*chosen*). No mirror image: the heart is on the left."""
+def augment(
+    images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, data: PreparedSet
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate, scale and translate images a little (*chosen*). No mirror image: the heart is on the left."""
     return random_affine(images, None, generator, degrees=8, scale=0.08, shift=0.04)[0], labels
 
 

@@ -79,7 +79,7 @@ def train_round(
     model.train()
     with kernels(config):
         for step, batch in enumerate(plan):
-            images, labels = task.augment(*data.tensors(batch, device()), generator)
+            images, labels = task.augment(*data.tensors(batch, device()), generator, data)
             with arithmetic(config):
                 logits = model(images.contiguous(memory_format=layout(config)))
                 loss = loss_function(logits.float(), labels)
