@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+from filelock import Timeout
 from flwr.app import Context, Error, Message
 from flwr.serverapp import Grid, ServerApp
 
@@ -28,6 +29,8 @@ FIELDS = {"n_clients": "client_counts", "partition": "partitions"}
 POLL_SECONDS = 0.5
 """Between two looks for answers (*chosen*)."""
 
+FOLLOW = "`flwr list` shows its number, `flwr log NUMBER` follows it, `flwr stop NUMBER` ends it"
+
 server_app = ServerApp()
 engine_app = ServerApp()
 
@@ -41,7 +44,10 @@ def main(grid: Grid, context: Context) -> None:
     def train(config: RunConfig, data: PreparedSet, record: RunRecord) -> None:
         serve(Answers(grid), config, data.folder, record.folder)
 
-    run = execution.execute(config, data, store, train)
+    try:
+        run = execution.execute(config, data, store, train, wait=False)
+    except Timeout:
+        raise UserError(f"{config.run_id}: already running. {FOLLOW}") from None
     store.write_results()
     scores = ", ".join(f"{name} {run.result[name]:.3f}" for name in tasks.get(config.task).PRIMARY)
     print(f"done: {scores}; {run.folder}")

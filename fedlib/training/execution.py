@@ -19,13 +19,15 @@ Train = Callable[[RunConfig, PreparedSet, RunRecord], None]
 """Trains a run; rounds, clients and final weights are then in its record."""
 
 
-def execute(config: RunConfig, data: PreparedSet, store: RunStore, train: Train) -> Run:
+def execute(config: RunConfig, data: PreparedSet, store: RunStore, train: Train, wait: bool = True) -> Run:
     """Train one configuration by `train` and score it, or read it from the store if it is done there.
+
+    While another process trains it, wait for that one or, with `wait=False`, raise filelock.Timeout at once.
 
     The models are those after the last round: nothing is selected, the test split is touched once, at the end.
     A failure is written to the run's status and raised again; the next call resumes after the last finished round.
     """
-    with store.lock(config.run_id):
+    with store.lock(config.run_id, wait):
         if (known := store.get(config.run_id)) and known.done:
             return known
         record = store.begin(config)

@@ -147,10 +147,13 @@ class RunStore:
         """Every run in the store, by name."""
         return [Run(status.parent) for status in sorted(self.folder.glob("*/status.json"))]
 
-    def lock(self, run_id: str) -> FileLock:
-        """A lock that dies with its process: two processes never train the same run."""
+    def lock(self, run_id: str, wait: bool = True) -> FileLock:
+        """A lock that dies with its process: two processes never train the same run.
+
+        `wait=False`: entering a lock that is held raises filelock.Timeout at once.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.folder / f".{run_id}.lock")
+        return FileLock(self.folder / f".{run_id}.lock", timeout=-1 if wait else 0)
 
     def begin(self, config: RunConfig) -> "RunRecord":
         """Open the folder of a run for writing; an interrupted try goes on from its checkpoints."""

@@ -4,11 +4,12 @@ import re
 import tomllib
 
 import pytest
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 
 from fedlib.config import ROOT, StudyConfig, UserError
 from fedlib.federated.in_process import InProcessGrid
-from fedlib.federated.server_app import Answers, asked_for
+from fedlib.federated.server_app import Answers, asked_for, main
+from fedlib.training.run_store import RunStore
 from tests.helpers import PATIENCE
 
 
@@ -83,3 +84,12 @@ def test_the_app_refuses_bad_values_by_name(images, tmp_path, words):
     given = APP["config"] | {"data-dir": str(images.folder), "out-dir": str(tmp_path)} | BAD[words]
     with pytest.raises(UserError, match=f"^{re.escape(words)}"):
         asked_for(given)
+
+
+def test_a_run_that_is_under_way_is_refused_at_once_and_the_way_to_it_is_named(images, tmp_path):
+    given = APP["config"] | {"data-dir": str(images.folder), "out-dir": str(tmp_path)}
+    config, _, store = asked_for(given)
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=given)
+    with store.lock(config.run_id), pytest.raises(UserError, match=r"already running.*`flwr log .*`flwr stop "):
+        main(None, context)
+    assert RunStore(tmp_path).all() == []
