@@ -14,7 +14,10 @@ import psutil
 import torch
 
 from fedlib.config import ROOT
-from tests.helpers import PATIENCE, until
+from fedlib.data.dataset import PreparedSet
+from fedlib.study import experiment
+from fedlib.training.run_store import Run, RunStore
+from tests.helpers import PATIENCE, outcome, until
 
 DOCUMENT = ROOT / "docs" / "federate.md"
 BLOCK = re.compile(r"^```sh\n# ([^\n]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -111,6 +114,19 @@ def sizes(rounds: int, more: str = "") -> dict[str, str]:
     return {"rounds=15": f'rounds={rounds} profile="smoke" batch-size=8 width=16 {more}'}
 
 
+def the_run(out: Path) -> Run:
+    """The only run of a store."""
+    (run,) = RunStore(out).all()
+    return run
+
+
+def check_same_bits(run: Run, data: PreparedSet, folder: Path) -> None:
+    """Fail unless the same run in this process ends with the same row of results, weights included."""
+    config = run.config.model_copy(update={"engine": "inprocess"})
+    expected = experiment.run(config, data, RunStore(folder))
+    assert outcome(run) | {"engine": "", "run_id": ""} == outcome(expected) | {"engine": "", "run_id": ""}
+
+
 class Federation:
     """A server and two hospitals, on folders of this machine, as the document sets them up."""
 
@@ -147,6 +163,11 @@ class Federation:
         node = hospital.start("Hospital: node (stays in the foreground)")
         node.wait_for("SuperNode ID")
         return node
+
+    def a_node_is_offline(self) -> bool:
+        """Whether the SuperLink has missed a node for long enough to let it in again."""
+        listed = self.server.run("Server: list", {"flwr list study": "flwr supernode list study --format json"})
+        return '"offline"' in listed
 
     def close(self) -> None:
         """End everything."""

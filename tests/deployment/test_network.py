@@ -6,9 +6,7 @@ import signal
 
 import pytest
 
-from fedlib.study import experiment
-from fedlib.training.run_store import RunStore
-from tests.deployment.recipe import Federation, sizes
+from tests.deployment.recipe import Federation, check_same_bits, sizes, the_run
 from tests.helpers import outcome, until
 
 pytestmark = pytest.mark.slow
@@ -25,18 +23,6 @@ def federation(prepared, tmp_path_factory):
         yield federation
     finally:
         federation.close()
-
-
-def the_run(out):
-    """The only run of a store."""
-    (run,) = RunStore(out).all()
-    return run
-
-
-def check_same_bits(run, data, folder):
-    """The same run in this process ends with the same row of results, weights included."""
-    expected = experiment.run(run.config, data, RunStore(folder))
-    assert outcome(run) == outcome(expected)
 
 
 def test_the_recipe_ends_with_the_weights_of_the_run_in_process(federation, volumes, tmp_path):
@@ -64,7 +50,8 @@ def test_a_run_is_refused_while_it_runs_and_resumes_after_a_stop_and_a_killed_su
     assert re.search("already running.*`flwr log .*`flwr stop ", refused), refused
 
     number = {"RUN_ID": re.search(r"started run (\d+)", first.words())[1]}
-    assert "running" in federation.server.run("Server: list")
+    assert number["RUN_ID"] in federation.server.run("Server: list")
+    assert "SuperLink: study" in federation.server.run("Server: list", {"list study": "list"}), "it is the default"
     federation.server.run("Server: stop", number)
     first.process.wait()
     assert "flwr-serverapp" in federation.server.run("Server: follow (until the run ends)", number)
@@ -86,7 +73,7 @@ def test_a_lost_node_stops_the_run_by_name_and_back_again_it_resumes(federation,
     begun.process.wait()
     status = the_run(tmp_path / "runs").status
     assert status["state"] == "failed"
-    assert "round 2: client 1: Node Unavailable" in status["error"]
+    assert re.search("round 2: client 1: .*Node Unavailable", status["error"]), status
     federation.nodes[1] = federation.start_node(federation.hospitals[1])
     assert "done: dice_" in federation.server.run("Server: run", words)
     check_same_bits(the_run(tmp_path / "runs"), volumes, tmp_path / "in-process")
@@ -102,9 +89,11 @@ def test_what_clients_kept_of_a_run_does_not_change_the_same_run_in_another_fold
 
 
 def test_a_node_that_is_back_within_seconds_is_refused_as_one_with_an_unknown_key_is(federation):
-    hospital = federation.hospitals[1]
-    federation.nodes[1].signal(signal.SIGKILL)
-    hospital.start("Hospital: node (stays in the foreground)").wait_for(REFUSED)
+    hospital, node = federation.hospitals[1], "Hospital: node (stays in the foreground)"
     stranger = {"hospital_b": "stranger"}
     hospital.run("Hospital: key", stranger)
-    hospital.start("Hospital: node (stays in the foreground)", stranger).wait_for(REFUSED)
+    hospital.start(node, stranger).wait_for(REFUSED)
+    federation.nodes[1].signal(signal.SIGKILL)
+    hospital.start(node).wait_for(REFUSED)
+    until(federation.a_node_is_offline, "the SuperLink still counts on the node", every=5)
+    federation.nodes[1] = federation.start_node(hospital)

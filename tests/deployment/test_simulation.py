@@ -5,10 +5,10 @@ import signal
 import pytest
 import torch
 
-from fedlib.study import experiment
-from fedlib.training.run_store import RunStore
-from tests.deployment.recipe import Machine, free_port, sizes
-from tests.helpers import no_ray_is_left, outcome
+from tests.deployment.recipe import Machine, check_same_bits, free_port, sizes, the_run
+from tests.helpers import no_ray_is_left
+
+pytestmark = pytest.mark.xdist_group("ray")  # with all modules that look whether Ray is left
 
 
 @pytest.mark.slow
@@ -25,7 +25,7 @@ def test_a_simulation_ends_with_the_weights_of_the_run_in_process(volumes, tmp_p
         no_ray_is_left()
     finally:
         machine.close()
-    (run,) = RunStore(tmp_path / "runs").all()
-    assert outcome(run) == outcome(experiment.run(run.config, volumes, RunStore(tmp_path / "in-process")))
+    run = the_run(tmp_path / "runs")
+    check_same_bits(run, volumes, tmp_path / "in-process")
     assert run.provenance["versions"]["torch"] == torch.__version__
     assert list(machine.home.glob("**/site-packages")) == [], "Flower installed the app's dependencies"
