@@ -27,14 +27,10 @@ ALPHA = (
 GROUP_COLUMN = "by_group: the column of cases.csv, such as hospital, whose values are dealt whole."
 
 STRATEGY = f"How the server aggregates: {', '.join(Strategy.__args__)} (papers and values: fedlib/federated/strategies.py)."
-QUORUM = "Share of the clients that must give a sound answer in each round; without it one failure stops a run."
+QUORUM = "Share of the clients that must send a valid reply in each round; without it one failure stops a run."
 MARGIN = "Largest loss in {} against centralized that still counts as no worse; stated before the runs.  [default: {}]"
 SIGNIFICANCE = "Level of the equivalence test and of the 95% intervals.  [default: 0.05]"
 
-ENGINE = (
-    "Where clients run: inprocess, in threads of this process; ray, in processes, on this machine or on the Ray cluster at "
-    "RAY_ADDRESS; deployment, over the network of Flower's SuperLink and SuperNodes on this machine."
-)
 EXECUTOR = (
     "Where runs are trained: local, by the notebooks, on this machine; ray, as tasks of a Ray cluster, each with this "
     "machine's cores over --jobs, and a GPU if there are any, before the notebooks run here. All nodes need this project at "
@@ -45,8 +41,8 @@ ADDRESS = (
     "machine alone, for this study]"
 )
 SET = (
-    "Any other setting of a study, as often as needed: participation (share of the clients in each round), batch_norm "
-    "(average, local: FedBN, group), transport (fp32, fp16), privacy (none, central, local) with noise_multiplier and "
+    "Any other setting of a study, as often as needed: fraction_train (share of the clients in each round), batch_norm "
+    "(average, local: FedBN, group), privacy (none, central, local) with noise_multiplier and "
     "clipping_norm, reply_timeout (seconds), width, precision (fp32, bf16, or auto: bf16 where this machine "
     "computes it natively), deterministic (false: a GPU may take kernels whose last bits differ from run to run), "
     "unbalance_ratio."
@@ -102,7 +98,6 @@ def study(
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     strategy: Annotated[str | None, typer.Option(help=STRATEGY)] = None,
     quorum: Annotated[float | None, typer.Option(help=QUORUM)] = None,
-    engine: Annotated[str | None, typer.Option(help=ENGINE)] = None,
     margin_accuracy: Annotated[float | None, typer.Option(help=MARGIN.format("accuracy", 0.05))] = None,
     margin_sensitivity: Annotated[float | None, typer.Option(help=MARGIN.format("macro sensitivity", 0.05))] = None,
     margin_dice: Annotated[float | None, typer.Option(help=MARGIN.format("DSC", 0.02))] = None,
@@ -121,7 +116,7 @@ def study(
     given = {"client_counts": client_counts, "partitions": partitions, "alpha": alpha,
              "group_column": group_column, "rounds": rounds, "local_epochs": local_epochs,
              "batch_size": batch_size, "learning_rate": learning_rate, "strategy": strategy, "quorum": quorum,
-             "engine": engine, "margin_accuracy": margin_accuracy, "margin_sensitivity": margin_sensitivity,
+             "margin_accuracy": margin_accuracy, "margin_sensitivity": margin_sensitivity,
              "margin_dice": margin_dice, "significance": significance}  # fmt: skip
     given |= dict(map(_setting, settings or []))
     common = given | {"profile": profile.value, "data_dir": data, "out_dir": out, "seed": list(range(1, seeds + 1))}

@@ -8,6 +8,7 @@ import ast
 import difflib
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,11 +24,15 @@ Partition = Literal["balanced", "unbalanced", "label_skew", "by_group"]
 Strategy = Literal[
     "fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum", "scaffold"
 ]
-Engine = Literal["inprocess", "ray", "deployment"]
 KRUM_CLIENTS = 5
 """2 f + 3 with one bad client (f = 1): Blanchard et al., 2017."""
 DELTA = 1e-5
 """Chance that the promise of epsilon fails (*chosen*)."""
+EPSILON_COVERS = {
+    "central": "the weights, not the clients' losses and scores in the tables of a run",
+    "local": "the weights, not the number of cases and the seconds of each client",
+}
+"""What epsilon bounds, and what it does not, by mechanism."""
 ProfileName = Literal["smoke", "quick", "full"]
 Precision = Literal["fp32", "bf16"]
 
@@ -109,16 +114,14 @@ class Dealing(_Frozen):
 class Federation(_Frozen):
     """How a federation runs, besides its strategy. All values are *chosen*."""
 
-    participation: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the clients that take part in a round, drawn anew for each round from the seed."""
+    fraction_train: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the clients that train in a round, drawn anew for each round from the seed."""
     quorum: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of a round's clients that must give a sound answer; 1: a single failure stops the run."""
+    """Share of a round's clients that must send a valid reply; 1: a single failure stops the run."""
     reply_timeout: Annotated[float, Field(gt=0)] = 3600.0
-    """Seconds after which a client counts as absent."""
+    """Seconds after which a client counts as absent, over a network; in process the server waits."""
     batch_norm: Literal["average", "local", "group"] = "average"
     """BatchNorm is averaged like all weights; stays at its client (FedBN); or is GroupNorm instead, in every arm."""
-    transport: Literal["fp32", "fp16"] = "fp32"
-    """Numbers on their way between server and clients; fp16 halves the bytes."""
     privacy: Literal["none", "central", "local"] = "none"
     """Differential privacy of a client's update: noise added by the server to the mean, or by each client."""
     noise_multiplier: Annotated[float, Field(gt=0)] = 1.0
@@ -133,7 +136,7 @@ class Federation(_Frozen):
 
     def sampled(self, n_clients: int) -> int:
         """Clients that take part in a round."""
-        return max(1, round(self.participation * n_clients))
+        return max(1, round(self.fraction_train * n_clients))
 
 
 Margin = Annotated[float, Field(gt=0, lt=1)]
@@ -173,7 +176,6 @@ class RunConfig(Training, Dealing, Federation, Evidence):
     n_clients: Positive = 1
     partition: Partition | Literal["none"] = "none"
     strategy: Strategy | Literal["none"] = "none"
-    engine: Engine | Literal["none"] = "none"
     seed: Annotated[int, Field(ge=0)]
     data_fingerprint: str
     """The fingerprint of the prepared set: another data set is another run."""
@@ -190,7 +192,7 @@ class RunConfig(Training, Dealing, Federation, Evidence):
         if self.mode != "centralized":
             parts += [f"k{self.n_clients}", self.partition]
         if self.mode == "federated":
-            parts += [self.strategy, self.engine]
+            parts.append(self.strategy)
         # A field added later, at its default, leaves the id as it is.
         content = self.model_dump(exclude_defaults=True, exclude=set(Evidence.model_fields))
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -231,7 +233,6 @@ class StudyConfig(TaskProfile, Dealing, Federation, Evidence):
     task: Task = "classification"
     profile: ProfileName = "quick"
     strategy: Strategy = "fedavg"
-    engine: Engine = "inprocess"
     seeds: Seeds = Field((1,), alias="seed")
     data_dir: Path | None = None
     """A prepared set, or a folder that holds one per task; None: the synthetic set under out_dir."""
@@ -255,17 +256,17 @@ class StudyConfig(TaskProfile, Dealing, Federation, Evidence):
 
     def refuse_conflicts(self) -> None:
         """Raise UserError when settings do not go together, before anything is trained."""
-        fewest = min(map(self.sampled, self.client_counts))
+        fewest = min(math.ceil(self.quorum * self.sampled(n_clients)) for n_clients in self.client_counts)
         if self.strategy == "krum" and fewest < KRUM_CLIENTS:
             raise UserError(
-                f"client_counts = {min(self.client_counts)}: strategy krum can bear one bad client of at least "
-                f"{KRUM_CLIENTS} in a round, there are {fewest}; expected counts of at least {KRUM_CLIENTS}"
+                f"client_counts = {min(self.client_counts)}: strategy krum needs {KRUM_CLIENTS} replies in a round to bear "
+                f"one bad client, fraction_train and quorum guarantee {fewest}; expected at least {KRUM_CLIENTS}"
             )
         if self.task == "segmentation" and self.batch_norm != "average":
             found = f"batch_norm = {self.batch_norm!r}: the 3D U-Net has instance normalisation, no BatchNorm"
             raise UserError(f"{found}; expected 'average' for segmentation")
-        if self.personal and self.participation < 1:
-            found = f"participation = {self.participation}: a client that never took part would have no BatchNorm of its own"
+        if self.personal and self.fraction_train < 1:
+            found = f"fraction_train = {self.fraction_train}: a client that never trained would have no BatchNorm of its own"
             raise UserError(f"{found}; expected 1 with batch_norm = 'local'")
         if self.privacy == "none":
             return
@@ -310,7 +311,7 @@ class StudyConfig(TaskProfile, Dealing, Federation, Evidence):
             "label_skew": {"alpha": self.alpha}, "by_group": {"group_column": self.group_column}}  # fmt: skip
         if self.batch_norm == "group":  # another model, so for every arm
             shared["batch_norm"] = "group"
-        flower = self.model_dump(include={"strategy", "engine", *Federation.model_fields})
+        flower = self.model_dump(include={"strategy", *Federation.model_fields})
         grid: list[dict[str, Any]] = []
         for seed in self.seeds:
             grid.append({"mode": "centralized", "seed": seed})

@@ -27,7 +27,7 @@ SIZES = {
     "precision": "fp32",
 }
 CLIENTS = {"n_clients": 2, "partition": "balanced"}
-FLOWER = {"strategy": "fedavg", "engine": "inprocess"}
+FLOWER = {"strategy": "fedavg"}
 ARMS = {"centralized": {}, "local": CLIENTS, "federated": CLIENTS | FLOWER}
 
 

@@ -81,7 +81,7 @@ def _provenance(config: RunConfig, sha: str) -> dict:
 
 
 def _result(config: RunConfig, scores: list[dict], sha: str, sent: int) -> dict:
-    shown = ("task", "mode", "n_clients", "partition", "strategy", "engine", "seed", "rounds", "local_epochs")
+    shown = ("task", "mode", "n_clients", "partition", "strategy", "seed", "rounds", "local_epochs")
     turns = config.rounds * config.n_clients
     return {
         "run_id": config.run_id, **{name: getattr(config, name) for name in shown}, "n_train": 120, "n_test": N_TEST,

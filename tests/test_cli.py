@@ -34,7 +34,6 @@ BAD = [
     (["--client-counts", "2,some"], ["client_counts", "some"]),
     (["--partitions", "fair"], ["partitions", "fair", "balanced"]),
     (["--strategy", "nonsense"], ["strategy", "nonsense", "fedavg"]),
-    (["--engine", "nonsense"], ["engine", "nonsense", "inprocess"]),
     (["--rounds", "0"], ["rounds", "0", "greater"]),
     (["--learning-rate", "5"], ["learning_rate", "5"]),
     (["--alpha", "0"], ["alpha", "0", "greater"]),

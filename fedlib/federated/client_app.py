@@ -1,195 +1,263 @@
-"""A client of the federation: one Flower ClientApp, the same under every engine.
+"""The Flower ClientApp: train the global model on one client's cases, round by round.
 
-What a turn needs comes with the message (the run, where the prepared set lies, how many threads) or from the node itself:
-`partition-id`, which client it is, and, where its disk is its own, `data-dir` and `state-dir`. No image leaves this module.
+A message holds the run's configuration and weights, never a path. The node itself holds `partition-id`, the number of its
+client, and the folders `data-dir` (its prepared set) and `state-dir` (what the client keeps between rounds).
 """
 
+import copy
 import functools
+import logging
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
+from safetensors.torch import load_file, save
 
 from fedlib import tasks
 from fedlib.config import RunConfig, UserError
 from fedlib.data.dataset import PreparedSet, open_prepared
+from fedlib.data.files import write_atomically
 from fedlib.data.partition import clients_of
-from fedlib.federated.messages import cast, live, packed
-from fedlib.federated.privacy import locally_private
-from fedlib.federated.strategies import CONTROL, ControlVariate, proximal
-from fedlib.training.loop import evaluate, initial_model, train_round, working_copy
-from fedlib.training.run_store import ClientMemory
+from fedlib.federated.privacy import local_privacy
+from fedlib.federated.strategies import CONTROL, ControlVariate, proximal_term
+from fedlib.training.loop import evaluate, initial_model, train_round
+from fedlib.training.run_store import State, software
 
-RAISED = 2
+CLIENT_APP_ERROR = 2
 """Flower's code for a ClientApp that raised an exception."""
-_thread, _building = threading.local(), threading.Lock()
-"""What a thread keeps; and who draws weights: torch has one generator for all threads."""
+stop_training = threading.Event()
+"""Set to end the clients of this process: each looks at it before every step of the optimizer."""
+_lock = threading.Lock()
+"""Torch has one random generator for all threads: one client at a time draws initial weights."""
 
 client_app = ClientApp()
 
 
+class NodeError(UserError):
+    """A refusal in words of this module, without paths or values of the node: its text may reach the server."""
+
+
+class ClientState:
+    """Tensors that a client keeps from round to round on its own disk, a file per round.
+
+    Only the state of a round whose reply the server accepted counts; the server names that round in its next message.
+    """
+
+    def __init__(self, folder: Path, client: int):
+        self.folder, self.client = folder, client
+
+    def load(self, round_number: int) -> State:
+        """Return the state after a round; empty for round 0. Raises NodeError when the file is missing."""
+        if round_number == 0:
+            return {}
+        if not (path := self._path(round_number)).exists():
+            begin = "remove the run's checkpoint at the server to begin anew"
+            raise NodeError(f"its state of round {round_number} is missing from its state-dir; {begin}")
+        return load_file(path)
+
+    def save(self, round_number: int, state: State) -> None:
+        """Write the state after a round."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        write_atomically(self._path(round_number), save(content))
+
+    def discard_except(self, round_number: int) -> None:
+        """Delete the state of all other rounds: of rejected replies, and of an earlier or interrupted run."""
+        for path in self.folder.glob(f"client{self.client}-*.safetensors"):
+            if path != self._path(round_number):
+                path.unlink()
+
+    def _path(self, round_number: int) -> Path:
+        return self.folder / f"client{self.client}-{round_number:05}.safetensors"
+
+
 @dataclass(frozen=True)
-class Turn:
-    """What a message asks of which client."""
+class ClientTask:
+    """What a message asks of a client, and what the client needs for it."""
 
     config: RunConfig
     data: PreparedSet
     client: int
     round: int
-    memory: ClientMemory
+    accepted: int
+    """The last round whose reply of this client the server accepted; 0: none."""
+    state: ClientState | None
+    """None where a client keeps nothing."""
+    template: torch.nn.Module
+    """The run's initial model."""
+    rows: np.ndarray
+    """The client's training rows."""
 
     @classmethod
-    def of(cls, message: Message, context: Context) -> "Turn":
-        """Read message and node. Raises UserError when the node's prepared set is not the run's."""
-        told, node = message.content["config"], context.node_config
-        torch.set_num_threads(int(told["threads"]))
-        config = RunConfig.model_validate_json(str(told["run"]))
-        client, data = int(node["partition-id"]), open_prepared(str(node.get("data-dir", told["data-dir"])), config.task)
+    def from_message(cls, message: Message, context: Context) -> "ClientTask":
+        """Read message and node. Raises NodeError when the node lacks a key or holds another prepared set than the run's."""
+        config, client = run_config_of(message), client_id(context)
+        data = open_prepared(_node_folder(context, "data-dir"), config.task)
         if data.fingerprint != config.data_fingerprint:
-            found = f"{data.folder}: data fingerprint {data.fingerprint[:12]}"
-            raise UserError(f"{found}, expected {config.data_fingerprint[:12]}, the run's")
-        memory = ClientMemory(str(node.get("state-dir", told["state-dir"])), config.run_id, client)
-        return cls(config, data, client, int(told.get("server-round", 0)), memory)
+            found = f"its prepared set has fingerprint {data.fingerprint[:12]}"
+            raise NodeError(f"{found}, expected {config.data_fingerprint[:12]}, the run's")
+        keeps = config.strategy == "scaffold" or config.personal
+        state = ClientState(_state_folder(context, config), client) if keeps else None
+        with _lock:
+            template, partition = _model_and_partition(config, data.folder)
+        settings = message.content["config"]
+        rounds = int(settings.get("server-round", 0)), int(settings.get("accepted-round", 0))
+        return cls(config, data, client, *rounds, state, template, partition[client])
 
-    @property
-    def rows(self) -> np.ndarray:
-        """The client's own training rows."""
-        return _clients(self.config, self.data.folder)[self.client]
+    def kept(self) -> State:
+        """Return the client's state after its last accepted round."""
+        return self.state.load(self.accepted) if self.state else {}
 
-    def model(self, message: Message, before: int) -> torch.nn.Module:
-        """The model of this turn: the weights that were sent, and what the client kept before round `before`.
-
-        In memory of its own: what the last turn trained may still be on its way, and is not copied for it.
-        """
-        model, own = _start(self.config, self.data.folder)
-        own = own | {name: kept for name, kept in self.memory.before(before).items() if name in own}
-        sent = message.content["arrays"].to_torch_state_dict() | own
-        model.load_state_dict({name: working_copy(tensor, self.config) for name, tensor in sent.items()}, assign=True)
+    def model(self, message: Message, kept: State) -> torch.nn.Module:
+        """Build the model of this message: the weights that were sent, and the local ones among `kept`."""
+        model = copy.deepcopy(self.template)
+        local = {name: tensor for name, tensor in kept.items() if not name.startswith(f"{CONTROL}.")}
+        model.load_state_dict(model.state_dict() | message.content["arrays"].to_torch_state_dict() | local)
         return model
 
 
-def named(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Mod: an exception becomes an answer that names client and cause, the same under every engine."""
-    client = client_name(int(context.node_config["partition-id"]))
+def report_errors(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Mod: turn an exception into an error reply that names the client and the kind of error.
+
+    Texts of exceptions hold paths, which must not leave a hospital: they go to the node's log. Only in process, where
+    server and clients are one, does the reply hold the text.
+    """
     try:
         return call_next(message, context)
     except Exception as error:
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-        return Message(Error(RAISED, f"{client} failed: {cause}"), reply_to=message)
+        cause = f"{type(error).__name__}: {error}"
+        if not (isinstance(error, NodeError) or context.node_config.get("full-errors")):
+            logging.getLogger("flwr").exception("the client failed")
+            cause = f"{type(error).__name__} (the node's log says more)"
+        try:
+            name = f"client {client_id(context)}"
+        except NodeError:
+            name = f"node {context.node_id}"
+        return Message(Error(CLIENT_APP_ERROR, f"{name} failed: {' '.join(cause.split())}"), reply_to=message)
 
 
-def half_precision(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Mod: arrays travel as fp16 where the run says so; here they are fp32."""
-    if message.content["config"]["transport"] != "fp16":
-        return call_next(message, context)
-    message.content = cast(message.content, np.float32)
-    reply = call_next(message, context)
-    if not reply.has_error():
-        reply.content = cast(reply.content, np.float16)
-    return reply
+def local_dp(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Mod: apply local differential privacy where the run asks for it."""
+    config = run_config_of(message)
+    if config.privacy == "local":
+        mod = local_privacy(config, client_id(context), int(message.content["config"]["server-round"]))
+        return mod(message, context, call_next)
+    return call_next(message, context)
 
 
-def private(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Mod: local differential privacy, where the run asks for it."""
-    turn = Turn.of(message, context)
-    if turn.config.privacy != "local":
-        return call_next(message, context)
-    return locally_private(turn.config, turn.client, turn.round)(message, context, call_next)
+@client_app.query(mods=[report_errors])
+def identify(message: Message, context: Context) -> Message:
+    """Reply with the node's client id, once its software and its data have proved to be the run's."""
+    client, server = client_id(context), dict(message.content["software"])
+    for name, found in software().items():
+        if found != server.get(name):
+            raise NodeError(f"{name} {found}, expected {server.get(name)}, the server's")
+    ClientTask.from_message(message, context)
+    return Message(RecordDict({"metrics": MetricRecord({"client": client})}), reply_to=message)
 
 
-@client_app.query(mods=[named])
-def present(message: Message, context: Context) -> Message:
-    """The roll call: which client this node is. It has opened its data by then."""
-    turn = Turn.of(message, context)
-    return Message(RecordDict({"metrics": MetricRecord({"client": turn.client})}), reply_to=message)
-
-
-@client_app.train(mods=[named, half_precision, private])
+@client_app.train(mods=[report_errors, local_dp])
 def train(message: Message, context: Context) -> Message:
-    """A client's turn: take the global weights, train one round on the own cases, send the weights back."""
-    turn = Turn.of(message, context)
-    model, told = turn.model(message, turn.round), message.content["config"]
-    adjust, kept = None, {}
-    if mu := told.get("proximal-mu"):
-        adjust = proximal(model, mu)
-    elif CONTROL in message.content:
-        control = message.content[CONTROL].to_torch_state_dict()
-        adjust = ControlVariate(model, control, turn.memory.before(turn.round))
-    trained = train_round(model, turn.data, turn.rows, turn.config, turn.client, turn.round, adjust)
-    pack = live if turn.config.privacy == "none" else packed  # a norm adds in memory's order; C is that of every engine
-    content = RecordDict({"arrays": pack(shared(turn.config, model))})
-    if isinstance(adjust, ControlVariate):
-        content[CONTROL], kept = packed(adjust.change()), adjust.kept()
-    if kept or turn.config.personal:
-        turn.memory.keep(turn.round, _plain(kept | own(turn.config, model)))
-    content["metrics"] = MetricRecord({"num-examples": trained.pop("n"), **trained})
+    """Train the global model on the client's cases for one round; reply with the weights that are shared."""
+    task = ClientTask.from_message(message, context)
+    config = task.config
+    if task.state:
+        task.state.discard_except(task.accepted)
+    kept = task.kept()
+    model = task.model(message, kept)
+    correct = None
+    if CONTROL in message.content:
+        correct = ControlVariate(model, message.content[CONTROL].to_torch_state_dict(), kept)
+    elif mu := message.content["config"].get("proximal-mu"):
+        correct = proximal_term(model, mu)
+
+    def adjust() -> None:
+        if stop_training.is_set():
+            raise RuntimeError("the server has stopped")
+        if correct:
+            correct()
+
+    trained = train_round(model, task.data, task.rows, config, task.client, task.round, adjust)
+    content, state = RecordDict({"arrays": ArrayRecord(shared_state(config, model))}), local_state(config, model)
+    if isinstance(correct, ControlVariate):
+        content[CONTROL], state = ArrayRecord(correct.change()), state | correct.state()
+    if task.state:
+        task.state.save(task.round, state)
+    trained["num-examples"] = trained.pop("n")
+    if config.privacy == "local":  # epsilon covers noisy weights, not exact metrics
+        trained = {"seconds": trained["seconds"]}
+    content["metrics"] = MetricRecord(trained)
     return Message(content, reply_to=message)
 
 
-@client_app.evaluate(mods=[named, half_precision])
+@client_app.evaluate(mods=[report_errors])
 def validate(message: Message, context: Context) -> Message:
-    """Score the client's own model, with what it keeps to itself, on the validation split (`personal` runs)."""
-    turn = Turn.of(message, context)
-    rows = turn.data.split("val")
-    cases = evaluate(turn.model(message, turn.round + 1), turn.data, rows, turn.config)
-    scores = tasks.get(turn.config.task).summarize(cases)
-    return Message(RecordDict({"metrics": MetricRecord({"num-examples": len(rows), **scores})}), reply_to=message)
+    """Score the client's own model, where it has one, on the validation split."""
+    began, task = time.perf_counter(), ClientTask.from_message(message, context)
+    cases = evaluate(task.model(message, task.kept()), task.data, task.data.split("val"), task.config)
+    scores = tasks.get(task.config.task).summarize(cases)
+    metrics = MetricRecord({**scores, "seconds": time.perf_counter() - began})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 
-@client_app.query("own", mods=[named])
-def hand_over(message: Message, context: Context) -> Message:
-    """What the client kept to itself of its model, once, at the end: the study scores every model on one test set.
+@client_app.query("local", mods=[report_errors])
+def send_local_state(message: Message, context: Context) -> Message:
+    """Reply with the client's local weights, at the end of a run: the study scores every model on one test set.
 
-    A hospital would not give it away; it would score its model at home.
+    A hospital would not send them; it would score its model at home.
     """
-    turn = Turn.of(message, context)
-    _, start = _start(turn.config, turn.data.folder)
-    kept = turn.memory.before(turn.config.rounds + 1)
-    arrays = packed({name: kept.get(name, tensor) for name, tensor in start.items()})
+    task = ClientTask.from_message(message, context)
+    arrays = ArrayRecord(local_state(task.config, task.template) | task.kept())
     return Message(RecordDict({"arrays": arrays}), reply_to=message)
 
 
-def own(config: RunConfig, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What of a model stays at its client: BatchNorm, weights and statistics, under FedBN; else nothing."""
+def local_state(config: RunConfig, model: torch.nn.Module) -> State:
+    """Return what of a model stays at its client: BatchNorm, weights and statistics, under FedBN; else nothing."""
     if not config.personal:
         return {}
     layers = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
     return {name: tensor for name, tensor in model.state_dict().items() if name.rpartition(".")[0] in layers}
 
 
-def shared(config: RunConfig, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What of a model travels."""
-    kept = own(config, model)
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in kept}
+def shared_state(config: RunConfig, model: torch.nn.Module) -> State:
+    """Return what of a model travels."""
+    local = local_state(config, model)
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in local}
 
 
-def client_name(client: int) -> str:
-    """How errors name a client."""
-    return f"client {client}"
+def client_id(context: Context) -> int:
+    """Return the number of a node's client. Raises NodeError when its configuration lacks it."""
+    value = context.node_config.get("partition-id")
+    if type(value) is not int:
+        raise NodeError("no partition-id in its --node-config; expected the number of its client, from 0")
+    return value
 
 
-def _plain(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+def run_config_of(message: Message) -> RunConfig:
+    """Read the run's configuration."""
+    return RunConfig.model_validate_json(str(message.content["config"]["run"]))
 
 
-def _start(config: RunConfig, folder: Path) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    """One model for all clients of a thread, and what of it is a client's own before its first round.
+def _node_folder(context: Context, key: str) -> Path:
+    """Return a folder of the node; in Flower's simulation, all on one machine, it is in the run config."""
+    if folder := context.node_config.get(key) or context.run_config.get(key):
+        return Path(str(folder))
+    raise NodeError(f"no {key} in its --node-config; expected a folder of the node")
 
-    Every turn overwrites all of the model, and memory stays flat in the number of clients.
-    """
-    run = config, folder
-    if getattr(_thread, "run", None) != run:
-        with _building:
-            model = initial_model(config, open_prepared(folder))
-        _thread.run, _thread.start = run, (model, _plain(own(config, model)))
-    return _thread.start
+
+def _state_folder(context: Context, config: RunConfig) -> Path:
+    if "state-dir" not in context.node_config and (out_dir := context.run_config.get("out-dir")):
+        return Path(str(out_dir)) / "runs" / config.run_id / "checkpoints"
+    return _node_folder(context, "state-dir") / config.run_id
 
 
 @functools.lru_cache(maxsize=1)
-def _clients(config: RunConfig, folder: Path) -> list[np.ndarray]:
-    return clients_of(config, open_prepared(folder))
+def _model_and_partition(config: RunConfig, folder: Path) -> tuple[torch.nn.Module, list[np.ndarray]]:
+    data = open_prepared(folder)
+    return initial_model(config, data), clients_of(config, data)

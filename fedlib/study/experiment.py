@@ -5,9 +5,9 @@ from collections.abc import Callable
 from fedlib import tasks
 from fedlib.config import RunConfig
 from fedlib.data.dataset import PreparedSet
-from fedlib.federated.in_process import run_federation
+from fedlib.federated.in_process import train_federated
 from fedlib.training.execution import execute, train_locally
-from fedlib.training.run_store import Run, RunRecord, RunStore
+from fedlib.training.run_store import Run, RunStore
 from fedlib.views import progress
 
 
@@ -17,11 +17,6 @@ def run(config: RunConfig, data: PreparedSet, store: RunStore) -> Run:
     Raises what the training raises; the run's status then says why.
     """
     return execute(config, data, store, train_federated if config.mode == "federated" else train_locally)
-
-
-def train_federated(config: RunConfig, data: PreparedSet, record: RunRecord) -> None:
-    """Train a federated run under the configuration's engine."""
-    run_federation(config, data.folder, record.folder)
 
 
 def run_all(

@@ -238,6 +238,7 @@ def _federations(runs: list[Run]) -> list[Table]:
             }
         )
         notes = ("The unit is a client, not a patient. The noise comes from the seed: fit for study, not for a hospital.",)
+        notes += tuple(f"Epsilon covers {words}." for words in sorted({own["covers"] for own in spent}))
         found.append(Table("privacy", "Differential privacy: what the rounds spent", shown, words=WORDS, notes=notes))
     return found
 

@@ -33,8 +33,6 @@ def check_ray(studies: list[StudyConfig], address: str | None) -> None:
     """Raise UserError, in seconds, when no study could be carried out by Ray: not installed, nobody at its address."""
     if importlib.util.find_spec("ray") is None:
         raise UserError("--executor ray: Ray is not installed; expected: pip install -e '.[ray]'")
-    if engine := next((study.engine for study in studies if study.engine != "inprocess"), None):
-        raise UserError(f"--engine {engine}: with --executor ray a run is one process on one node; expected inprocess")
     if address := address or os.environ.get("RAY_ADDRESS"):
         host, _, port = address.removeprefix("ray://").rpartition(":")
         try:  # Ray itself asks for minutes, and then ends the process

@@ -147,9 +147,8 @@ def _made(config: StudyConfig, data: dict[str, Any]) -> list[tuple[str, str]]:
         ("budget", f"rounds {config.rounds}, local epochs {config.local_epochs}; the other arms: {epochs} epochs (equal)"),
         ("training", f"batches of {config.batch_size}, peak learning rate {config.learning_rate:g}, width {config.width}, "
                      f"{config.precision}{'' if config.deterministic else ', kernels free to vary'}"),
-        ("federation", f"{config.strategy}, engine {config.engine}, quorum {config.quorum:g}, participation "
-                       f"{config.participation:g}, BatchNorm {config.batch_norm}, {config.transport} on the way, "
-                       f"privacy {config.privacy}"),
+        ("federation", f"{config.strategy}, quorum {config.quorum:g}, fraction_train {config.fraction_train:g}, "
+                       f"BatchNorm {config.batch_norm}, privacy {config.privacy}"),
         ("clients", f"{', '.join(map(str, config.client_counts))}; {', '.join(config.partitions).replace('_', ' ')}"),
         ("seeds", ", ".join(map(str, config.seeds))),
         ("data fingerprint", data["fingerprint"]),

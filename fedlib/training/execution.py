@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from fedlib import tasks
-from fedlib.config import DELTA, RunConfig
+from fedlib.config import DELTA, EPSILON_COVERS, RunConfig
 from fedlib.data.dataset import PreparedSet
 from fedlib.data.partition import clients_of
 from fedlib.training.loop import device, evaluate, initial_model, train_round, weights_of
@@ -114,7 +114,8 @@ def _score(config: RunConfig, data: PreparedSet, record: RunRecord) -> Run:
     about, result = provenance(config, weights_sha256, device()), pd.DataFrame(scores).mean().to_dict()
     if config.privacy != "none":
         result["epsilon"] = float(trained.rounds["epsilon"].iloc[-1])
-        about["privacy"] = {"epsilon": result["epsilon"], "delta": DELTA, "unit": "client", "mechanism": config.privacy}
+        about["privacy"] = {"epsilon": result["epsilon"], "delta": DELTA, "unit": "client", "mechanism": config.privacy,
+                            "covers": EPSILON_COVERS[config.privacy]}  # fmt: skip
     return record.finish(about, _result(trained, data, result, weights_sha256))
 
 
@@ -131,7 +132,7 @@ def _score_own(run: Run, data: PreparedSet) -> pd.DataFrame:
 def _result(run: Run, data: PreparedSet, metrics: dict[str, float], weights_sha256: str) -> dict[str, Any]:
     """The run's row of results.csv. seconds: of all rounds, without the server's scoring; bytes: both ways, all rounds."""
     config, rounds = run.config, run.rounds
-    shown = ("task", "mode", "n_clients", "partition", "strategy", "engine", "seed", "rounds", "local_epochs")
+    shown = ("task", "mode", "n_clients", "partition", "strategy", "seed", "rounds", "local_epochs")
     return {
         "run_id": config.run_id,
         **{name: getattr(config, name) for name in shown},

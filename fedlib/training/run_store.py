@@ -43,7 +43,12 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        return validated(RunConfig, json.loads((self.folder / "config.json").read_text()))
+        """The run's configuration. Raises UserError when another version of this project wrote it."""
+        path = self.folder / "config.json"
+        try:
+            return validated(RunConfig, json.loads(path.read_text()))
+        except UserError as error:
+            raise UserError(f"{path}: of another version of this project ({error}); remove the folder") from None
 
     @property
     def status(self) -> dict[str, Any]:
@@ -263,36 +268,6 @@ class RunRecord:
         write_atomically(self.folder / name, pd.DataFrame(rows).to_csv(index=False))
 
 
-class ClientMemory:
-    """What a client keeps to itself from round to round, on its own disk: a file for a round.
-
-    A round that is trained again after an interruption finds what the client had before it, so the one before the newest
-    stays too.
-    """
-
-    def __init__(self, folder: Path | str, run_id: str, client: int):
-        self.folder, self.client = Path(folder) / run_id, client
-
-    def before(self, round_number: int) -> State:
-        """What was kept in the latest round before this one; empty when there is none."""
-        earlier = [path for path in self._files() if self._round(path) < round_number]
-        return load_file(earlier[-1]) if earlier else {}
-
-    def keep(self, round_number: int, state: State) -> None:
-        """Keep `state` as of the end of this round."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / f"client{self.client}-{round_number:05}.safetensors", save(state))
-        for outdated in self._files()[:-2]:
-            outdated.unlink()
-
-    def _files(self) -> list[Path]:
-        return sorted(self.folder.glob(f"client{self.client}-*.safetensors"))
-
-    @staticmethod
-    def _round(path: Path) -> int:
-        return int(path.stem.rpartition("-")[2])
-
-
 def remember_study(study: StudyConfig, data: PreparedSet) -> None:
     """Keep in study.json what the report needs to know: the configuration of each task, decided, and its data."""
     path = study.out_dir / "study.json"
@@ -324,6 +299,7 @@ def provenance(config: RunConfig, weights_sha256: str, device: torch.device) -> 
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
+        "code_sha256": code_sha256(),
         "commit": commit(),
     }
 
@@ -335,3 +311,16 @@ def commit() -> str:
         return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def code_sha256() -> str:
+    """Hash of this package's Python files: the same in a checkout and in the app that Flower hands to its nodes."""
+    digest, package = hashlib.sha256(), ROOT / "fedlib"
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()} {file_sha256(path)};".encode())
+    return digest.hexdigest()
+
+
+def software() -> dict[str, str]:
+    """Versions that server and nodes of a federation must share; of torch without its build (CPU or GPU)."""
+    return {name: version(name).partition("+")[0] for name in ("torch", "monai", "flwr")} | {"fedlib": code_sha256()[:12]}

@@ -1,9 +1,8 @@
 """make bench: what a federation costs, side by side in one run. Writes reports/bench/federation-PART.json.
 
 1. Federated over centralized training time at equal samples, for each number of clients, in this process.
-2. The same run in this process and under Ray, its start included.
-3. A round that trains nothing, against the number of clients and the size of the model.
-4. Peak memory against the number of clients and of rounds, each in a process of its own.
+2. A round that trains nothing, against the number of clients and the size of the model.
+3. Peak memory against the number of clients and of rounds, each in a process of its own.
 """
 
 import fedlib  # noqa: F401, before torch, as in every process of ours: it says how threads wait
@@ -24,11 +23,11 @@ from flwr.clientapp import ClientApp
 from fedlib.config import ROOT, RunConfig, StudyConfig
 from fedlib.data.dataset import PreparedSet, open_prepared
 from fedlib.data.partition import clients_of
-from fedlib.federated.client_app import present
-from fedlib.federated.in_process import InProcessGrid
-from fedlib.federated.messages import packed
-from fedlib.federated.server import guarded_strategy, roll_call
-from fedlib.training.execution import MODES
+from fedlib.federated.checked_strategy import CheckedStrategy
+from fedlib.federated.client_app import identify
+from fedlib.federated.in_process import InProcessGrid, train_federated
+from fedlib.federated.server_app import map_nodes_to_clients
+from fedlib.training.execution import train_locally
 from fedlib.training.loop import initial_model
 from fedlib.training.run_store import RunRecord, RunStore
 from tests.bench.harness import prepared, ratio, seconds, show, side_by_side, write
@@ -41,7 +40,7 @@ CASES = {
 }
 """Three fifths are for training: 16 clients have whole batches (40 images and 4 volumes; full: 32 images, 2 volumes)."""
 ECHO = ClientApp()
-ECHO.query()(present)
+ECHO.query()(identify)
 
 
 @ECHO.train()
@@ -61,7 +60,7 @@ def grid_of(task: str, data: PreparedSet, folder: Path, **changes) -> list[RunCo
 def train(config: RunConfig, data: PreparedSet, folder: Path) -> RunRecord:
     """Train a run in a folder of its own, up to its weights; scoring on the test split is the same for every arm."""
     record = RunStore(tempfile.mkdtemp(dir=folder)).begin(config)
-    MODES[config.mode](config, data, record)
+    (train_federated if config.mode == "federated" else train_locally)(config, data, record)
     return record
 
 
@@ -82,33 +81,21 @@ def against_centralized(arms: list[RunConfig], data: PreparedSet, folder: Path, 
     }
 
 
-def against_ray(task: str, data: PreparedSet, folder: Path) -> dict[str, dict]:
-    """By number of clients: the same run under Ray, its start included, over that in this process."""
-    found = {}
-    for n in (2, 8):
-        engines = ("inprocess", "ray")
-        arms = {engine: grid_of(task, data, folder, client_counts=n, engine=engine)[1] for engine in engines}
-        runs = {engine: functools.partial(train, config, data, folder) for engine, config in arms.items()}
-        taken = side_by_side(runs, 2, warm_up=False)
-        found[f"{n} clients"] = ratio(taken, "ray", "inprocess") | {name: min(taken[name]) for name in engines}
-    return found
-
-
 def empty_rounds(data: PreparedSet, folder: Path, rounds: int = 5) -> list[dict]:
     """Rows: clients, megabytes of a message, seconds of a round that trains nothing."""
     rows = []
     for width in (16, 64):
         for config in grid_of("classification", data, folder, width=width)[1:]:
-            model, grid = initial_model(config, data), InProcessGrid(ECHO, config.n_clients)
-            told = ConfigRecord({"run": config.model_dump_json(), "data-dir": str(data.folder), "state-dir": str(folder),
-                                 "threads": torch.get_num_threads(), "transport": "fp32"})  # fmt: skip
-            (folder / "empty").mkdir(exist_ok=True)
-            nodes = roll_call(grid, config, told)
-            strategy = guarded_strategy(config, RunRecord(folder / "empty"), model, [1] * config.n_clients, nodes)
-            arrays = packed(model.state_dict())
-            strategy.start(grid, arrays, num_rounds=1, train_config=told)
-            taken = seconds(lambda: strategy.start(grid, arrays, num_rounds=rounds, train_config=told))  # noqa: B023
-            rows.append({"clients": config.n_clients, "MB": strategy.bytes_down / 1e6, "seconds": taken / rounds})
+            model, node = initial_model(config, data), {"data-dir": str(data.folder)}
+            grid = InProcessGrid(ECHO, config.n_clients, node)
+            settings = ConfigRecord({"run": config.model_dump_json()})
+            nodes = map_nodes_to_clients(grid, config, settings)
+            strategy = CheckedStrategy(config, model, nodes, [1] * config.n_clients, [])
+            arrays = strategy.initial
+            strategy.start(grid, arrays, num_rounds=1, train_config=settings)
+            taken = seconds(lambda: strategy.start(grid, arrays, num_rounds=rounds, train_config=settings))  # noqa: B023
+            size = strategy.bytes_down[0] / 1e6
+            rows.append({"clients": config.n_clients, "MB": size, "seconds": taken / rounds})
     return rows
 
 
@@ -140,13 +127,10 @@ def costs(sets: Path, folder: Path) -> dict[str, list[dict]]:
 
 
 def compared(task: str, profile: str, repeats: int, sets: Path, folder: Path) -> dict[str, dict]:
-    """Federated against centralized; on a CPU Ray against this process, too."""
+    """Federated against centralized."""
     size = StudyConfig.make(task=task, profile=profile).size
     data = prepared(task, CASES[profile][task], size, sets)
-    found = {"over centralized": against_centralized(grid_of(task, data, folder, profile=profile), data, folder, repeats)}
-    if profile == "quick":
-        found["Ray over this process"] = against_ray(task, data, folder)
-    return found
+    return {"over centralized": against_centralized(grid_of(task, data, folder, profile=profile), data, folder, repeats)}
 
 
 def main() -> None:

@@ -31,10 +31,10 @@ PARTS = {
     "augmentation": ("data.py", "random_affine"),
     "training metric": ("", "training_metric"),
     "validation": ("training.py", "evaluate"),
-    "packing": ("messages.py", "packed"),
+    "packing": ("arrayrecord.py", "from_torch_state_dict"),
     "unpacking": ("module.py", "load_state_dict"),
-    "checks": ("messages.py", "fault_of"),
-    "averaging": ("strategies.py", "aggregate_train"),
+    "checks": ("checked_strategy.py", "_fault"),
+    "averaging": ("checked_strategy.py", "_aggregate"),
     "writing": ("data.py", "write_atomically"),
 }
 """The function whose time, with all that it calls, is the part's. Validation is taken off the first."""

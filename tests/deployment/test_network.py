@@ -26,15 +26,14 @@ def federation(prepared, tmp_path_factory):
 
 
 def test_the_recipe_ends_with_the_weights_of_the_run_in_process(federation, volumes, tmp_path):
-    words = sizes(2) | {"/data/runs": str(tmp_path / "runs")}
-    assert "done: dice_" in federation.server.run("Server: run", words)
-    run = the_run(tmp_path / "runs")
-    assert re.match(rf"done +{run.config.run_id} ", federation.server.run("Server: results", words))
+    assert "done: dice_" in federation.server.run("Server: run", sizes(2))
+    run = the_run(federation.out)
+    assert re.match(rf"done +{run.config.run_id} ", federation.server.run("Server: results"))
     check_same_bits(run, volumes, tmp_path / "in-process")
 
 
-def test_a_refused_run_exits_with_0_and_is_listed_as_failed(federation, tmp_path):
-    refused = federation.server.run("Server: run", sizes(2, 'strategy="fedmagic"') | {"/data/runs": str(tmp_path)})
+def test_a_refused_run_exits_with_0_and_is_listed_as_failed(federation):
+    refused = federation.server.run("Server: run", sizes(2, strategy="fedmagic"))
     assert "strategy = 'fedmagic'" in refused
     assert "Traceback" not in refused
     listed = federation.server.run("Server: outcome of the last run")
@@ -43,7 +42,7 @@ def test_a_refused_run_exits_with_0_and_is_listed_as_failed(federation, tmp_path
 
 
 def test_a_run_is_refused_while_it_runs_and_resumes_after_a_stop_and_a_killed_superlink(federation, volumes, tmp_path):
-    words = sizes(3) | {"/data/runs": str(tmp_path / "runs")}
+    words = sizes(3, **{"out-dir": tmp_path / "runs"})
     first = federation.server.start("Server: run", words)
     until(lambda: list(tmp_path.glob("runs/runs/*/rounds.csv")), "no round")
     refused = federation.server.run("Server: run", words)
@@ -66,7 +65,7 @@ def test_a_run_is_refused_while_it_runs_and_resumes_after_a_stop_and_a_killed_su
 
 
 def test_a_lost_node_stops_the_run_by_name_and_back_again_it_resumes(federation, volumes, tmp_path):
-    words = sizes(2) | {"/data/runs": str(tmp_path / "runs")}
+    words = sizes(2, **{"out-dir": tmp_path / "runs"})
     begun = federation.server.start("Server: run", words)
     until(lambda: list(tmp_path.glob("runs/runs/*/rounds.csv")), "no round")
     federation.nodes[1].signal(signal.SIGKILL)
@@ -82,7 +81,7 @@ def test_a_lost_node_stops_the_run_by_name_and_back_again_it_resumes(federation,
 def test_what_clients_kept_of_a_run_does_not_change_the_same_run_in_another_folder(federation, volumes, tmp_path):
     """SCAFFOLD, three rounds: the second run finds the first one's files in the nodes' state-dir."""
     for out in ("one", "two"):
-        federation.server.run("Server: run", sizes(3, 'strategy="scaffold"') | {"/data/runs": str(tmp_path / out)})
+        federation.server.run("Server: run", sizes(3, strategy="scaffold", **{"out-dir": tmp_path / out}))
     one, two = the_run(tmp_path / "one"), the_run(tmp_path / "two")
     assert outcome(one) == outcome(two)
     check_same_bits(one, volumes, tmp_path / "in-process")

@@ -7,12 +7,13 @@ import torch
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-import fedlib.federated.client_app
-from fedlib.config import StudyConfig, UserError
-from fedlib.federated.privacy import DELTA, epsilon_after
+from fedlib.config import DELTA, EPSILON_COVERS, StudyConfig, UserError
+from fedlib.federated.in_process import InProcessGrid
+from fedlib.federated.privacy import epsilon_after
 from fedlib.study import experiment, findings
 from fedlib.training import execution
 from fedlib.training.run_store import RunStore
+from tests.federated.spoil import spoil_round
 from tests.helpers import outcome, run_config
 
 PRIVATE = {"batch_norm": "group"}
@@ -58,16 +59,36 @@ def test_more_noise_costs_less_and_more_rounds_cost_more(images):
 def test_a_private_run_states_its_epsilon_and_can_be_made_again(data, tmp_path, privacy):
     run = federated(data, tmp_path, privacy=privacy, noise_multiplier=2.0)
     expected = epsilon_after(run.config, run.config.rounds)
-    assert run.provenance["privacy"] == {"epsilon": expected, "delta": DELTA, "unit": "client", "mechanism": privacy}
+    known = {"delta": DELTA, "unit": "client", "mechanism": privacy, "covers": EPSILON_COVERS[privacy]}
+    assert run.provenance["privacy"] == {"epsilon": expected} | known
     assert run.result["epsilon"] == expected
     assert run.rounds["epsilon"].tolist() == [epsilon_after(run.config, number) for number in (1, 2)]
     assert outcome(federated(data, tmp_path / "again", privacy=privacy, noise_multiplier=2.0)) == outcome(run)
     page = findings.findings([run], page_of(data, tmp_path))
     (table,) = [table for table in page.further if table.name == "privacy"]
     assert table.frame["epsilon"].tolist() == [f"{expected:.2f}"]
+    assert f"Epsilon covers {EPSILON_COVERS[privacy]}." in table.notes
     plain = federated(data, tmp_path)
     assert "privacy" not in plain.provenance
     assert "privacy" not in {table.name for table in findings.findings([plain], page_of(data, tmp_path)).further}
+
+
+def test_nothing_exact_leaves_a_client_under_local_privacy(data, tmp_path, monkeypatch):
+    """Epsilon covers weights only, so no loss or score travels; the server knows the cases from the partition."""
+    sent, send = [], InProcessGrid.send_and_receive
+
+    def watched(grid, messages, **options):
+        for reply in send(grid, messages, **options):
+            sent.append((reply.metadata.message_type, sorted(reply.content), sorted(reply.content["metrics"])))
+            yield reply
+
+    monkeypatch.setattr(InProcessGrid, "send_and_receive", watched)
+    run = federated(data, tmp_path, privacy="local")
+    assert {kind for kind, *_ in sent} == {"query", "train"}
+    assert all(content == [["arrays", "metrics"], ["seconds"]] for kind, *content in sent if kind == "train")
+    assert "loss" not in run.clients
+    cases = [len(rows) for rows in execution.clients_of(run.config, data)]
+    assert run.clients["n"].tolist() == cases * run.config.rounds
 
 
 def trained_alone(run, data):
@@ -104,15 +125,9 @@ def test_updates_are_clipped_averaged_and_get_the_noise_of_the_mechanism(images,
 
 def test_an_interrupted_private_run_spends_no_more(images, tmp_path, monkeypatch):
     changes = {"privacy": "central", "rounds": 3}
-    whole, original = federated(images, tmp_path / "whole", **changes), fedlib.federated.client_app.train_round
-
-    def stops(model, data, rows, config, client, number, *more):
-        if number == 3:
-            raise KeyboardInterrupt
-        return original(model, data, rows, config, client, number, *more)
-
+    whole = federated(images, tmp_path / "whole", **changes)
     with monkeypatch.context() as patched:
-        patched.setattr(fedlib.federated.client_app, "train_round", stops)
+        spoil_round(patched, 0, 3, KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
             federated(images, tmp_path / "parts", **changes)
     run = federated(images, tmp_path / "parts", **changes)
@@ -125,10 +140,10 @@ CONFLICTS = {
     "a strategy": ({"privacy": "local", "strategy": "fedprox", **PRIVATE}, "strategy = 'fedprox': expected 'fedavg'"),
     "a quorum": ({"privacy": "central", "quorum": 0.5, **PRIVATE}, r"quorum = 0\.5: .* expected 1"),
     "no BatchNorm": ({"task": "segmentation", "batch_norm": "local"}, "batch_norm = 'local': .* expected 'average'"),
-    "own models": ({"batch_norm": "local", "participation": 0.5}, r"participation = 0\.5: .* expected 1"),
+    "own models": ({"batch_norm": "local", "fraction_train": 0.5}, r"fraction_train = 0\.5: .* expected 1"),
     "no noise": ({"privacy": "central", "noise_multiplier": 0, **PRIVATE}, "noise_multiplier = 0: .*greater than 0"),
     "no room": ({"privacy": "central", "clipping_norm": -1, **PRIVATE}, "clipping_norm = -1: .*greater than 0"),
-    "nobody": ({"participation": 0}, "participation = 0: .*greater than 0"),
+    "nobody": ({"fraction_train": 0}, "fraction_train = 0: .*greater than 0"),
 }
 
 

@@ -5,14 +5,15 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-import fedlib.federated.client_app
-from fedlib.config import Strategy, StudyConfig, UserError
-from fedlib.federated import in_process as engines
-from fedlib.federated.server import guarded_strategy
-from fedlib.federated.strategies import CONTROL, MEMORY, STRATEGIES, ControlVariate, proximal
+from fedlib.config import Strategy
+from fedlib.federated import client_app
+from fedlib.federated.checked_strategy import CheckedStrategy
+from fedlib.federated.in_process import InProcessGrid
+from fedlib.federated.strategies import CONTROL, STRATEGIES, ControlVariate, get_server_state, proximal_term
 from fedlib.study import experiment
 from fedlib.training import execution
-from fedlib.training.run_store import RunRecord, RunStore
+from fedlib.training.run_store import RunStore
+from tests.federated.spoil import spoil_round
 from tests.helpers import run_config
 
 N = [10, 30, 60, 20, 40]
@@ -34,12 +35,12 @@ START = {name: tensor.numpy().copy() for name, tensor in Model().state_dict().it
 
 
 @pytest.fixture
-def made(images, tmp_path):
-    """A guarded strategy by name, and what it makes of updates, one round after the other."""
+def made(images):
+    """A wrapped strategy by name, and what it makes of updates, one round after the other."""
 
-    def make(name):
-        config = run_config(images, "federated", n_clients=len(N), strategy=name)
-        return guarded_strategy(config, RunRecord(tmp_path), Model(), N, NODES)
+    def make(name, **changes):
+        config = run_config(images, "federated", n_clients=len(N), strategy=name, **changes)
+        return CheckedStrategy(config, Model(), NODES, N, [])
 
     return make
 
@@ -56,8 +57,7 @@ def updates(round_number=1):
 
 def aggregated(strategy, arrays, round_number, w, means, counts):
     """One round through the doors that Flower uses."""
-    grid = engines.InProcessGrid(fedlib.federated.client_app.client_app, len(w))
-    list(strategy.configure_train(round_number, arrays, ConfigRecord(), grid))
+    strategy.configure_train(round_number, arrays, ConfigRecord(), InProcessGrid(client_app.client_app, len(w)))
     replies = []
     for client, (own, mean, count) in enumerate(zip(w, means, counts, strict=True)):
         state = {"w": torch.tensor(own), "mean": torch.tensor(mean), "count": torch.tensor(count)}
@@ -167,7 +167,7 @@ def test_the_proximal_term_holds_a_client_near_the_global_weights(images):
     for mu in (0.0, 0.01, 100.0):
         model = execution.initial_model(config, images)
         start = [parameter.detach().clone() for parameter in model.parameters()]
-        execution.train_round(model, images, rows, config, 0, 1, proximal(model, mu))
+        execution.train_round(model, images, rows, config, 0, 1, proximal_term(model, mu))
         moved.append(sum(((p.detach() - s) ** 2).sum() for p, s in zip(model.parameters(), start, strict=True)).item())
     assert moved[2] < 0.9 * moved[0]
     assert moved[1] != moved[0]
@@ -176,15 +176,14 @@ def test_the_proximal_term_holds_a_client_near_the_global_weights(images):
 def test_scaffold_moves_the_server_s_control_variate_by_the_mean_change(made):
     strategy = made("scaffold")
     two_rounds(strategy)
-    assert strategy.control["w"] == pytest.approx(SHARE @ CHANGES[0] + SHARE @ CHANGES[1], abs=1e-6)
+    assert strategy.base.control["w"] == pytest.approx(SHARE @ CHANGES[0] + SHARE @ CHANGES[1], abs=1e-6)
 
 
 def test_a_client_that_sits_out_counts_with_no_change_of_its_control_variate(made):
     """Karimireddy et al., 2020, eq. 5: |S|/N times the mean over the clients S of the round."""
-    strategy, (w, means, counts) = made("scaffold"), updates()
-    strategy.config = strategy.config.model_copy(update={"quorum": 0.4})
+    strategy, (w, means, counts) = made("scaffold", quorum=0.4), updates()
     aggregated(strategy, ArrayRecord.from_torch_state_dict(Model().state_dict()), 1, w[:2], means[:2], counts[:2])
-    assert strategy.control["w"] == pytest.approx(SHARE[:2] @ CHANGES[0][:2], abs=1e-6)
+    assert strategy.base.control["w"] == pytest.approx(SHARE[:2] @ CHANGES[0][:2], abs=1e-6)
 
 
 def test_the_client_s_half_of_scaffold_is_the_paper_s_option_two_for_sgd():
@@ -202,7 +201,7 @@ def test_the_client_s_half_of_scaffold_is_the_paper_s_option_two_for_sgd():
         y = y - rate * ((y - target) - own + server)
     assert torch.allclose(model.w, y)
     kept = own - server + (torch.tensor([1.0, -2.0]) - y) / (steps * rate)
-    assert torch.allclose(adjust.kept()[f"{CONTROL}.w"], kept, atol=1e-5)
+    assert torch.allclose(adjust.state()[f"{CONTROL}.w"], kept, atol=1e-5)
     assert torch.allclose(adjust.change()["w"], kept - own, atol=1e-5)
 
 
@@ -217,32 +216,15 @@ def test_every_strategy_trains_both_tasks(data, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold"])
-def test_a_resumed_run_keeps_the_server_s_memory(images, tmp_path, monkeypatch, name):
+def test_a_resumed_run_keeps_the_server_s_state(images, tmp_path, monkeypatch, made, name):
     config = run_config(images, "federated", strategy=name, rounds=3)
     whole = experiment.run(config, images, RunStore(tmp_path / "whole"))
-    original = fedlib.federated.client_app.train_round
-
-    def stops(model, data, rows, config, client, number, *more):
-        if number == 3:
-            raise KeyboardInterrupt
-        return original(model, data, rows, config, client, number, *more)
-
     with monkeypatch.context() as patched:
-        patched.setattr(fedlib.federated.client_app, "train_round", stops)
+        spoil_round(patched, 0, 3, KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
             experiment.run(config, images, RunStore(tmp_path / "parts"))
     run = experiment.run(config, images, RunStore(tmp_path / "parts"))
     assert run.result["weights_sha256"] == whole.result["weights_sha256"]
-    assert any(attribute in MEMORY for attribute in vars(guarded_after_a_round(config, tmp_path)))
-
-
-def guarded_after_a_round(config, folder):
-    strategy = guarded_strategy(config.model_copy(update={"n_clients": len(N)}), RunRecord(folder), Model(), N, NODES)
+    strategy = made(name)
     two_rounds(strategy)
-    return strategy
-
-
-def test_krum_needs_five_clients(tmp_path):
-    with pytest.raises(UserError, match="client_counts = 2: .*krum.* at least 5"):
-        StudyConfig.make(strategy="krum", client_counts="2,8", out_dir=tmp_path)
-    assert StudyConfig.make(strategy="krum", client_counts="5,8", out_dir=tmp_path).client_counts == (5, 8)
+    assert get_server_state(strategy.base), "there is something to keep"

@@ -132,9 +132,7 @@ def test_an_address_that_nobody_answers_is_one_line(small):
         study.run_study([small], executor="ray", address="nonsense")
 
 
-def test_ray_that_is_missing_or_asked_for_twice_is_one_line(small, monkeypatch):
-    with pytest.raises(UserError, match="--engine ray: with --executor ray a run is one process on one node"):
-        executors.check_ray([small.but(engine="ray")], None)
+def test_ray_that_is_missing_is_one_line(small, monkeypatch):
     monkeypatch.setattr(executors.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--executor ray: Ray is not installed; expected: pip install -e '\.\[ray\]'"):
         executors.check_ray([small], None)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import fedlib.federated.client_app
 from fedlib.config import UserError
-from fedlib.federated import server as federation
+from fedlib.federated.checked_strategy import FederationError
 from fedlib.study import experiment
 from fedlib.training import execution
 from fedlib.training.run_store import RunStore
@@ -120,7 +120,7 @@ def test_a_failed_run_goes_on_from_there_too(images, tmp_path, turns, monkeypatc
             return execution.train_round(model, data, rows, config, client, number, *more)
 
         patched.setattr(fedlib.federated.client_app, "train_round", fails)
-        with pytest.raises(federation.FederationError, match="round 3: client 0 failed: OSError: disk full"):
+        with pytest.raises(FederationError, match="round 3: client 0 failed: OSError: disk full"):
             experiment.run(config, images, store)
     turns.clear()
     experiment.run(config, images, store)

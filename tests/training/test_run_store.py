@@ -189,7 +189,7 @@ def test_files_and_columns_of_a_finished_run(images, tmp_path):
         assert len(run.clients) == run.config.rounds * run.config.n_clients
         recorded = {"weights_sha256", "data_fingerprint", "seed", "device", "threads", "versions", "commit"}
         assert recorded <= set(run.provenance)
-    row = {"task", "mode", "n_clients", "partition", "strategy", "engine", "seed", "n_train", "n_test"}
+    row = {"task", "mode", "n_clients", "partition", "strategy", "seed", "n_train", "n_test"}
     assert row | {"accuracy", "sensitivity", "seconds", "bytes", "weights_sha256"} <= set(store.results())
     assert len(store.results()) == 3
 

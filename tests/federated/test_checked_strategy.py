@@ -1,4 +1,4 @@
-"""The federation: FedAvg by algebra, in any order of arrival, and every failure by name."""
+"""The wrapper: FedAvg by algebra in any order of arrival, every faulty reply by name, quorum and sampling."""
 
 import itertools
 
@@ -6,17 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
-from flwr.common.serde import recorddict_to_proto
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-import fedlib.federated.client_app
 from fedlib import analysis
 from fedlib.config import StudyConfig, UserError
-from fedlib.federated import in_process as engines
-from fedlib.federated.server import FederationError, guarded_strategy
+from fedlib.federated import client_app
+from fedlib.federated.checked_strategy import CheckedStrategy, FederationError, count_bytes, participants
+from fedlib.federated.in_process import InProcessGrid
 from fedlib.study import experiment, findings
-from fedlib.training import execution
-from fedlib.training.run_store import RunRecord, RunStore
+from fedlib.training.run_store import RunStore
+from tests.federated.spoil import spoil_round
 from tests.helpers import outcome, run_config
 
 N = [10, 30, 60]
@@ -28,13 +27,20 @@ def config(images):
     return run_config(images, "federated", n_clients=3)
 
 
+def made(config):
+    """A wrapped strategy that has sent the messages of its first round."""
+    grid = InProcessGrid(client_app.client_app, 3)  # sets who the server is, which a message needs
+    strategy = CheckedStrategy(config, Model(), NODES, N, [])
+    strategy.configure_train(1, strategy.initial, ConfigRecord(), grid)
+    return strategy
+
+
 @pytest.fixture
-def strategy(config, tmp_path):
-    return guarded_strategy(config, RunRecord(tmp_path), Model(), N, NODES)
+def strategy(config):
+    return made(config)
 
 
 def asked(client):
-    engines.InProcessGrid(fedlib.federated.client_app.client_app, 0)  # sets who the server is, which a message needs
     return Message(RecordDict(), dst_node_id=client + 2, message_type="train")
 
 
@@ -72,21 +78,21 @@ def test_fedavg_is_the_mean_weighted_by_cases(strategy):
         assert not np.allclose(averaged[name].numpy(), plain_mean, atol=1e-3)
 
 
-def test_fedavg_gives_the_same_bits_in_any_order_of_arrival(config, tmp_path):
+def test_fedavg_gives_the_same_bits_in_any_order_of_arrival(config):
     seen = set()
     for order in itertools.permutations(replies()):
-        arrays, _ = guarded_strategy(config, RunRecord(tmp_path), Model(), N, NODES).aggregate_train(1, list(order))
+        arrays, _ = made(config).aggregate_train(1, list(order))
         seen.add(b"".join(array.numpy().tobytes() for array in arrays.to_torch_state_dict().values()))
     assert len(seen) == 1
 
 
-def test_what_each_client_did_is_kept_in_client_order(strategy, tmp_path):
+def test_what_each_client_did_is_kept_in_client_order(strategy):
+    sent = [count_bytes(reply.content) for reply in replies()]
     strategy.aggregate_train(4, replies()[::-1])
-    rows = (tmp_path / "clients.csv").read_text().splitlines()
-    assert rows[0].startswith("round,client,n,")
-    assert [row.split(",")[:3] for row in rows[1:]] == [["4", str(client), str(n)] for client, n in enumerate(N)]
-    sent = [len(recorddict_to_proto(reply.content).SerializeToString()) for reply in replies()]
-    assert strategy.traffic()["bytes_up"] == sum(sent)
+    rows = pd.DataFrame(strategy.rows.values())
+    assert rows[["round", "client", "n"]].to_numpy().tolist() == [[4, client, n] for client, n in enumerate(N)]
+    assert rows["bytes_up"].tolist() == sent
+    assert sent[0] >= 4 * (5 * 3 + 4)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -120,109 +126,54 @@ def test_a_client_cannot_claim_more_cases_than_it_has(strategy):
         strategy.aggregate_train(2, messages)
 
 
-def test_a_client_cannot_answer_twice(strategy):
-    with pytest.raises(FederationError, match="round 2: client 1: answered twice"):
+def test_a_client_cannot_reply_twice(strategy):
+    with pytest.raises(FederationError, match="round 2: client 1: replied twice"):
         strategy.aggregate_train(2, [*replies(), reply(1, weights_of(1), 30)])
 
 
-def test_a_client_that_does_not_answer_is_named(strategy):
-    with pytest.raises(FederationError, match="round 2: client 0: no answer within 3600 s; client 2: no .* 3 of 3"):
+def test_a_client_that_does_not_reply_is_named(strategy):
+    with pytest.raises(FederationError, match="round 2: client 0: no reply \\(within 3600 s\\); client 2: no .* 3 of 3"):
         strategy.aggregate_train(2, replies()[1:2])
 
 
-def test_an_answer_that_is_an_error_stops_the_round(strategy):
+def test_a_reply_that_is_an_error_stops_the_round(strategy):
     failed = Message(Error(code=0, reason="out of memory"), reply_to=asked(1))
     with pytest.raises(FederationError, match=r"round 3.*out of memory"):
         strategy.aggregate_train(3, [replies()[0], failed, replies()[2]])
 
 
-def failing(monkeypatch, client, round_number, spoil):
-    """Let one client fail in one round."""
-    train_round = fedlib.federated.client_app.train_round
-
-    def train(model, data, rows, config, own, number, *more):
-        done = train_round(model, data, rows, config, own, number, *more)
-        if (own, number) == (client, round_number):
-            spoil(model)
-        return done
-
-    monkeypatch.setattr(fedlib.federated.client_app, "train_round", train)
+def test_a_node_that_is_gone_is_named(strategy):
+    """Flower replies in the SuperLink's name, node 1."""
+    gone = Message(Error(5, "Error: Node\nUnavailable"), reply_to=Message(RecordDict(), dst_node_id=1, message_type="train"))
+    with pytest.raises(FederationError, match=r"round 2: client 1: no reply \(Error: Node Unavailable\); expected"):
+        strategy.aggregate_train(2, [replies()[0], gone, replies()[2]])
 
 
-def raises(_):
-    raise OSError("disk full")
-
-
-def turns_nan(model):
-    torch.nn.init.constant_(next(model.parameters()), float("nan"))
-
-
-@pytest.mark.parametrize(("spoil", "cause"), [(raises, "disk full"), (turns_nan, "not finite")])
-def test_a_client_that_fails_stops_its_run_by_name_and_no_other(data, tmp_path, monkeypatch, spoil, cause):
-    store = RunStore(tmp_path)
+@pytest.mark.parametrize(("how", "cause"), [(OSError("disk full"), "disk full"), (float("nan"), "not finite")])
+def test_a_client_that_fails_stops_its_run_by_name_and_no_other(data, tmp_path, monkeypatch, how, cause):
+    store, lines = RunStore(tmp_path), []
     bad, good = run_config(data, "federated"), run_config(data, "centralized")
-    said: list[str] = []
     with monkeypatch.context() as patched:
-        failing(patched, 1, 2, spoil)
-        done = experiment.run_all([bad, good], data, store, report=said.append)
-        with pytest.raises(FederationError):
-            experiment.run(bad, data, store)
+        spoil_round(patched, 1, 2, how)
+        done = experiment.run_all([bad, good], data, store, report=lines.append)
     assert [run.config for run in done] == [good]
     status = store.get(bad.run_id).status
     assert status["state"] == "failed"
     for words in ("client 1", "round 2", cause):
         assert words in status["error"]
-        assert any(bad.run_id in line and words in line for line in said)
+        assert any(bad.run_id in line and words in line for line in lines)
     assert bad.run_id not in (tmp_path / "results.csv").read_text()
     assert outcome(experiment.run(bad, data, store)) == outcome(experiment.run(bad, data, RunStore(tmp_path / "other")))
 
 
-def test_a_failure_that_stops_the_run_stops_it_at_once(images, tmp_path, monkeypatch):
-    asked_for = []
-
-    def broken(model, data, rows, config, client, *_):
-        asked_for.append(client)
-        raise UserError("no images today")
-
-    monkeypatch.setattr(fedlib.federated.client_app, "train_round", broken)
-    with pytest.raises(FederationError, match=r"round 1: client 0 failed: UserError: no images today; expected"):
-        experiment.run(run_config(images, "federated"), images, RunStore(tmp_path))
-    assert asked_for == [0], "no other client trains in vain"
-
-
-def test_clients_train_on_their_own_cases_only(data, tmp_path, monkeypatch):
-    config, asked_for = run_config(data, "federated", partition="unbalanced"), []
-    train_round = fedlib.federated.client_app.train_round
-
-    def watched(model, data, rows, config, client, number, *more):
-        asked_for.append((number, client, rows.tolist()))
-        return train_round(model, data, rows, config, client, number, *more)
-
-    monkeypatch.setattr(fedlib.federated.client_app, "train_round", watched)
-    experiment.run(config, data, RunStore(tmp_path))
-    own = [rows.tolist() for rows in execution.clients_of(config, data)]
-    assert asked_for == [(number, client, own[client]) for number in (1, 2) for client in (0, 1)]
-
-
-def test_bytes_are_those_of_the_weights(data, tmp_path):
-    run = experiment.run(run_config(data, "federated"), data, RunStore(tmp_path))
-    size = sum(tensor.numel() * tensor.element_size() for tensor in run.weights().values())
-    assert (run.clients["bytes_up"] >= size * 0.99).all()
-    assert (run.clients["bytes_up"] < size * 1.5 + 50_000).all()
-    totals = run.clients.groupby("round")[["bytes_up", "bytes_down"]].sum()
-    assert (run.rounds.set_index("round")[["bytes_up", "bytes_down"]] == totals).all().all()
-    assert run.result["bytes"] == totals.to_numpy().sum()
-
-
 @pytest.fixture
-def lenient(images, tmp_path):
-    """Three clients, of which two must answer."""
-    config = run_config(images, "federated", n_clients=3, quorum=0.5)
-    return guarded_strategy(config, RunRecord(tmp_path), Model(), N, NODES)
+def lenient(images):
+    """Three clients, of which two must reply."""
+    return made(run_config(images, "federated", n_clients=3, quorum=0.5))
 
 
 SPOILT = {
-    "no answer": (lambda messages: messages[:2], "client 2: no answer within 3600 s"),
+    "no reply": (lambda messages: messages[:2], "client 2: no reply (within 3600 s)"),
     "an error": (
         lambda messages: [*messages[:2], Message(Error(code=0, reason="client 2 failed: out of memory"), reply_to=asked(2))],
         "client 2 failed: out of memory",
@@ -236,12 +187,12 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("kind", SPOILT)
-def test_with_a_quorum_a_round_goes_on_and_the_table_says_who_was_missing(lenient, tmp_path, kind):
+def test_with_a_quorum_a_round_goes_on_and_the_table_says_who_was_missing(lenient, kind):
     spoil, reason = SPOILT[kind]
     arrays, _ = lenient.aggregate_train(1, spoil(replies()))
     by_hand = sum(n / 40 * weights_of(client)["w"] for client, n in enumerate(N[:2]))
     assert np.allclose(arrays["w"].numpy(), by_hand, atol=1e-6)
-    table = pd.read_csv(tmp_path / "clients.csv")
+    table = pd.DataFrame(lenient.rows.values())
     assert table["absent"].isna().tolist() == [True, True, False]
     assert table["absent"][2].startswith(reason)
     assert table["n"].tolist() == [10, 30, 0]
@@ -250,14 +201,14 @@ def test_with_a_quorum_a_round_goes_on_and_the_table_says_who_was_missing(lenien
 
 
 def test_below_the_quorum_the_round_stops(lenient):
-    with pytest.raises(FederationError, match="round 4: client 1: no answer .*; client 2: no answer .*; expected .* 2 of 3"):
+    with pytest.raises(FederationError, match="round 4: client 1: no reply .*; client 2: no reply .*; expected .* 2 of 3"):
         lenient.aggregate_train(4, replies()[:1])
 
 
 def test_a_run_with_a_quorum_tells_who_was_missing_in_which_round(images, tmp_path, monkeypatch):
     config, store = run_config(images, "federated", quorum=0.5), RunStore(tmp_path)
     with monkeypatch.context() as patched:
-        failing(patched, 1, 2, raises)
+        spoil_round(patched, 1, 2, OSError("disk full"))
         run = experiment.run(config, images, store)
     missing = analysis.absences([run])
     assert missing[["round", "client"]].to_numpy().tolist() == [[2, 1]]
@@ -273,3 +224,39 @@ def test_a_run_with_a_quorum_tells_who_was_missing_in_which_round(images, tmp_pa
     assert whole.config.run_id != config.run_id
     assert whole.result["weights_sha256"] != run.result["weights_sha256"]
     assert analysis.absences([whole]).empty
+
+
+def test_a_round_samples_its_clients_from_the_seed(images):
+    config = run_config(images, "federated", n_clients=10, fraction_train=0.3)
+    drawn = [tuple(participants(config, number)) for number in range(1, 40)]
+    assert all(len(set(clients)) == 3 and list(clients) == sorted(clients) for clients in drawn)
+    assert set(np.concatenate(drawn)) == set(range(10)), "everybody in the end"
+    assert len(set(drawn)) > 20
+    assert drawn == [tuple(participants(config, number)) for number in range(1, 40)]
+    assert participants(config.model_copy(update={"fraction_train": 0.01}), 1), "one at least"
+    assert participants(config.model_copy(update={"fraction_train": 1.0}), 1) == list(range(10))
+
+
+def test_those_who_are_not_asked_are_not_absent(images, tmp_path):
+    config = run_config(images, "federated", n_clients=4, fraction_train=0.5, rounds=3)
+    run = experiment.run(config, images, RunStore(tmp_path))
+    assert "absent" not in run.clients
+    assert run.clients.groupby("round")["client"].agg(list).tolist() == [participants(config, n) for n in (1, 2, 3)]
+
+
+def test_krum_needs_five_replies(tmp_path):
+    for given, counts in (({}, "2,8"), ({"quorum": 0.4}, "5,8"), ({"fraction_train": 0.5}, "8,16")):
+        with pytest.raises(UserError, match="client_counts = .*: strategy krum needs 5 replies .* expected at least 5"):
+            StudyConfig.make(strategy="krum", client_counts=counts, out_dir=tmp_path, **given)
+    assert StudyConfig.make(strategy="krum", client_counts="5,8", out_dir=tmp_path).client_counts == (5, 8)
+    assert StudyConfig.make(strategy="krum", client_counts="8", quorum=0.6, out_dir=tmp_path).quorum == 0.6
+
+
+def test_bytes_are_those_of_the_weights(data, tmp_path):
+    run = experiment.run(run_config(data, "federated"), data, RunStore(tmp_path))
+    size = sum(tensor.numel() * tensor.element_size() for tensor in run.weights().values())
+    assert (run.clients[["bytes_up", "bytes_down"]] >= size).all().all()
+    assert (run.clients[["bytes_up", "bytes_down"]] < size * 1.5 + 50_000).all().all()
+    totals = run.clients.groupby("round")[["bytes_up", "bytes_down"]].sum()
+    assert (run.rounds.set_index("round")[["bytes_up", "bytes_down"]] == totals).all().all()
+    assert run.result["bytes"] == totals.to_numpy().sum()
