@@ -52,7 +52,6 @@ bench: $(READY) $(NVFLARE)  ## speed, as ratios measured side by side; writes re
 	$(BIN)/python -m tests.bench.training
 	$(BIN)/python -m tests.bench.federation
 	$(BIN)/python -m tests.bench.contenders
-	$(BIN)/python -m tests.bench.deployment
 	$(BIN)/python -m tests.bench.preparation
 	$(BIN)/python -m tests.bench.notebooks
 	$(BIN)/python -m tests.bench.study

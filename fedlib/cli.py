@@ -1,4 +1,4 @@
-"""python -m fedlib: study, report, runs, federation."""
+"""python -m fedlib: study, report, runs."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -150,28 +150,6 @@ def runs(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -> 
         status = run.status
         scores = [f"{name} {status['result'][name]:.3f}" for name in tasks.get(run.config.task).PRIMARY if run.done]
         typer.echo(f"{status['state']:8} {run.config.run_id}  {', '.join(scores) or status.get('error', '')}")
-
-
-@app.command()
-def federation(
-    nodes: Annotated[int, typer.Option(min=1, help="SuperNodes, one a client.")] = 2,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the SuperLink; 0: a free one.")] = 0,
-    certificates: Annotated[
-        Path | None, typer.Option(help="Folder with ca.crt, server.crt and server.key for 127.0.0.1. Default: new ones.")
-    ] = None,
-) -> None:
-    """Start Flower's SuperLink and SuperNodes on this machine, with TLS and node keys, for `flwr run`; until Ctrl-C."""
-    import time
-
-    from fedlib.federated.deployment import CONNECTION, local_federation
-
-    with local_federation(nodes, port, certificates) as running:
-        typer.echo(f"{nodes} SuperNodes at 127.0.0.1:{running.port}. In another terminal, from the repository's root:")
-        run_config = f'n-clients={nodes} data-dir="..." out-dir="..."'
-        typer.echo(f"FLWR_HOME={running.flwr_home} flwr run . {CONNECTION} --stream --run-config '{run_config}'")
-        while not (lost := running.lost()):
-            time.sleep(0.5)
-    raise UserError("; ".join(lost))
 
 
 def _setting(text: str) -> tuple[str, str]:

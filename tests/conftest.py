@@ -14,12 +14,10 @@ from tests.helpers import python
 def pytest_collection_modifyitems(items):
     """Tests that share what is costly to make, a study or a module's fixtures, run in one process (pytest -n 2)."""
     for item in items:
-        module = item.module.__name__
-        item.add_marker(pytest.mark.xdist_group("smoke" if "smoke" in item.fixturenames else TOGETHER.get(module, module)))
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group("smoke" if "smoke" in item.fixturenames else item.module.__name__))
 
 
-TOGETHER = {"tests.test_executors": "tests.test_engines"}
-"""Both see to it that no process of Ray is left."""
 CHROMIUM = "/usr/bin/chromium"
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 QUIET += ["--disable-background-networking", "--disable-component-update"]

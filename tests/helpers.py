@@ -75,12 +75,12 @@ PATIENCE = 400
 """Seconds after which a test gives up on what it waits for: a round takes a minute where others work too."""
 
 
-def until(is_so: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+def until(is_so: Callable[[], Any], what: str, seconds: float = PATIENCE, every: float = 0.05) -> Any:
     """Wait for something that another process does; what `is_so` found then."""
     end = time.monotonic() + seconds
     while not (found := is_so()):
         assert time.monotonic() < end, what
-        time.sleep(0.05)  # not busily: Ray's workers have the lowest priority
+        time.sleep(every)  # not busily: Ray's workers have the lowest priority
     return found
 
 
