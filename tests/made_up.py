@@ -60,14 +60,15 @@ def made_up_run(store: RunStore, config: RunConfig, classes=CLASSES, prefix="cas
 
 
 def _cases(config: RunConfig, classes, level, rng, prefix) -> pd.DataFrame:
-    """The same test cases for every run: two images of each patient of X-rays, one volume of each heart."""
+    """The same test cases for every run: X-rays of ten patients with two images and of twenty with one, a volume a heart."""
     names = [f"{prefix}{n}" for n in range(N_TEST)]
     if config.task == "segmentation":
         spread = rng.normal(0, 0.02, (N_TEST, 2))
         table = pd.DataFrame({"case": names, "patient": names})
         return table.assign(dice_LV=level + spread[:, 0], dice_Myo=level - 0.1 + spread[:, 1], hd95_LV=5.0, hd95_Myo=6.0)
-    truth = [classes[n // 2 % len(classes)] for n in range(N_TEST)]
-    table = pd.DataFrame({"case": names, "patient": [f"patient{n // 2}" for n in range(N_TEST)], "truth": truth})
+    patients = [n // 2 if n < 20 else n for n in range(N_TEST)]
+    truth = [classes[patient % len(classes)] for patient in patients]
+    table = pd.DataFrame({"case": names, "patient": [f"patient{patient}" for patient in patients], "truth": truth})
     table["prediction"] = [name if rng.random() < level else classes[0] for name in truth]
     return table.assign(**{f"p_{name}": 0.85 * (table["prediction"] == name) + 0.0375 for name in CLASSES})
 

@@ -48,7 +48,7 @@ def write_tables(store: RunStore, task: str, mode: str, tables: list[pd.DataFram
         record.log_own_cases(pd.concat([tables[0].assign(client=client) for client in range(2)], ignore_index=True))
     record.log_clients([{"round": 1, "client": 0}])
     scores = pd.DataFrame([tasks.get(task).summarize(cases) for cases in tables]).mean().to_dict()
-    known = {"weights_sha256": "w", "n_test": len(tables[0]), "run_id": record.folder.name}
+    known = {"run_id": record.folder.name, "mode": mode, "n_test": len(tables[0]), "weights_sha256": "w"}
     return record.finish({"weights_sha256": "w"}, known | scores)
 
 

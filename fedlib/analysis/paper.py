@@ -1,11 +1,12 @@
-"""The paper beside this run, and the study's question answered in words."""
+"""State what the comparison assumes, set the paper's figures beside this run's, and answer the study's question in words."""
 
 import pandas as pd
 
 from fedlib import tasks
-from fedlib.analysis.arms import ARM, stated
-from fedlib.analysis.inference import RESAMPLES
-from fedlib.config import RunConfig, StudyConfig
+from fedlib.analysis.arms import ARM, margin_note, resolve_evidence
+from fedlib.analysis.inference import RESAMPLES, VERDICTS
+from fedlib.analysis.tables import bracketed
+from fedlib.config import Federation, RunConfig, StudyConfig
 from fedlib.training.run_store import Run
 
 PAPER, INFERRED, CHOSEN = "from the paper", "inferred", "chosen"
@@ -15,153 +16,130 @@ MODELS = {"classification": "ResNet18", "segmentation": "3D U-Net"}
 
 
 def paper_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The abstract's figures beside those of this run, from `compare`'s table; a row for each that the abstract speaks of.
+    """Return the abstract's figures beside those of this run, from `compare`'s table.
 
     Columns: ARM, metric, paper (NaN where it gives words only), paper_says ("0.867", "about 0.94", "similar to
-    centralized"), this_run, low, high, difference (this run minus the paper), paper_change and change (federated minus
-    centralized, there and here). Other data and training than the paper's: a difference is no error of either.
+    centralized"), this_run, low, high, paper_change and change (federated minus centralized, there and here). Other data and
+    training than the paper's: a difference is no error of either.
     """
-    central = table[table["mode"] == "centralized"].set_index("metric")
     rows = []
     for row in table[table["mode"] != "local"].itertuples():
-        task = next(own for own in map(tasks.get, tasks.TASKS) if row.metric in own.PRIMARY)
+        task = next(task for task in map(tasks.get, tasks.TASKS) if row.metric in task.PRIMARY)
         known = task.PAPER.get((row.mode, row.n_clients))
         if known is None:
             continue
         similar, change = row.metric in task.SIMILAR and row.metric not in known, None
-        says = f"{'about ' * (row.metric in task.ABOUT)}{row.paper:g}" if not similar else "similar to centralized"
+        words = f"{'about ' * (row.metric in task.ABOUT)}{row.paper:g}" if not similar else "similar to centralized"
         if row.mode == "federated" and not similar:
             change = row.paper - task.PAPER["centralized", 1][row.metric]
-        rows.append({
-            **{name: getattr(row, name) for name in (*ARM, "metric", "paper")}, "paper_says": says,
-            "this_run": row.value, "low": row.low, "high": row.high, "difference": row.value - row.paper,
-            "paper_change": change, "change": row.difference if row.metric in central.index else None,
-        })  # fmt: skip
-    columns = ["paper", "paper_says", "this_run", "low", "high", "difference", "paper_change", "change"]
+        arm = [getattr(row, name) for name in (*ARM, "metric")]
+        rows.append((*arm, row.paper, words, row.value, row.low, row.high, change, row.difference))
+    columns = ["paper", "paper_says", "this_run", "low", "high", "paper_change", "change"]
     numbers = dict.fromkeys(set(columns) - {"paper_says"}, float)
     return pd.DataFrame(rows, columns=[*ARM, "metric", *columns]).astype(numbers)
 
 
-def assumptions(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
-    """Everything that this run assumes: what, value, label (from the paper, inferred, chosen), why."""
-    configs, evidence = [run.config for run in runs], stated(runs, study)
-    config, task = configs[0], configs[0].task
-    rows = [*_design(configs), *_endpoints(task), *_training(config)]
-    margins = ", ".join(f"{tasks.NAMES[metric]} {evidence.margin(metric):g}" for metric in tasks.get(task).PRIMARY)
+def settings(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
+    """Return what the verdicts rest on: setting, value (text), label, and note: whether it was stated before the runs."""
+    evidence, task = resolve_evidence(runs, study), tasks.get(runs[0].config.task)
+    names = list(dict.fromkeys(f"margin_{metric.partition('_')[0]}" for metric in task.PRIMARY)) + ["significance"]
+    rows = [(name, f"{getattr(evidence, name):g}", margin_note(runs, evidence, name) or "stated before the runs")
+            for name in names]  # fmt: skip
     rows += [
-        ("margins", margins, CHOSEN, "the paper says no significant decrease, and names no margin"),
-        ("significance", f"{evidence.significance:g}", CHOSEN, "two-sided; the abstract names no test"),
-        ("intervals", f"BCa bootstrap, {RESAMPLES} resamples of patients", CHOSEN, "scores are bounded and skewed"),
+        ("primary endpoints", ", ".join(tasks.NAMES[metric] for metric in task.PRIMARY), "of the task"),
+        ("unit of analysis", "patient", "cases averaged first; images of one patient are no independent evidence"),
+        ("intervals", f"{evidence.level}, BCa bootstrap", f"{RESAMPLES} resamples of patients, seeded"),
+        ("verdicts", "not corrected for their number", "each arm is judged by its own interval; p_holm is corrected"),
     ]
+    return pd.DataFrame(rows, columns=["setting", "value", "note"]).assign(label=CHOSEN)[
+        ["setting", "value", "label", "note"]
+    ]
+
+
+def assumptions(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
+    """Return all else that this run assumes: what, value, label (from the paper, inferred, chosen), why."""
+    configs = [run.config for run in runs]
+    rows = [*_design(configs), *_endpoints(configs[0].task), *_training(configs)]
     return pd.DataFrame(rows, columns=["what", "value", "label", "why"])
 
 
 def _design(configs: list[RunConfig]) -> list[tuple[str, str, str, str]]:
     task, config = configs[0].task, configs[0]
-    counts = sorted({own.n_clients for own in configs if own.mode != "centralized"})
-    dealt = sorted({own.partition for own in configs} - {"none"})
-    studied = PAPER if set(counts) <= set(STUDIED[task]) else CHOSEN
-    published, strategies = ", ".join(map(str, STUDIED[task])), sorted({own.strategy for own in configs} - {"none"})
+    counts = sorted({config.n_clients for config in configs if config.mode != "centralized"})
+    partitions = sorted({config.partition for config in configs} - {"none"})
+    strategies = sorted({config.strategy for config in configs} - {"none"})
     rows = [
-        ("number of clients", ", ".join(map(str, counts)) or "none yet", studied, f"in the paper {published}"),
+        ("number of clients", ", ".join(map(str, counts)) or "none yet", PAPER if {*counts} <= {*STUDIED[task]} else CHOSEN,
+         f"in the paper {', '.join(map(str, STUDIED[task]))}"),
         ("aggregation", ", ".join(strategies) or "none yet", CHOSEN, "the abstract does not say"),
-        ("partitions", ", ".join(dealt) or "none yet", PAPER if set(dealt) <= {"balanced", "unbalanced"} else CHOSEN,
+        ("partitions", ", ".join(partitions) or "none yet", PAPER if {*partitions} <= {"balanced", "unbalanced"} else CHOSEN,
          "the paper has balanced and unbalanced data"),
         ("partition of the paper's figures", "set beside each partition", INFERRED, "the abstract does not say which"),
         ("data", f"fingerprint {config.data_fingerprint[:12]}", CHOSEN, "the abstract names no data set, size or split"),
     ]  # fmt: skip
-    if "unbalanced" in dealt:
+    if "unbalanced" in partitions:
         why = "the abstract does not say how the unbalance was made"
         rows.append(("unbalance", f"largest client {config.unbalance_ratio:g} times the smallest", CHOSEN, why))
-    if task == "classification":
-        rows.append(("the four categories", "COVID-19 Radiography Database", INFERRED, "it has exactly four categories"))
-    else:
-        rows.append(("modality", "cardiac CT", PAPER, "synthetic volumes and MRI are neither; see the data"))
     return rows
 
 
 def _endpoints(task: str) -> list[tuple[str, str, str, str]]:
     if task == "classification":
-        return [("figures of merit", "accuracy, sensitivity", PAPER, ""),
-                ("sensitivity", "mean over the classes", INFERRED, "the abstract does not say how the classes are averaged"),
-                ("unit of analysis", "patient", CHOSEN, "images of one patient are no independent evidence")]  # fmt: skip
-    return [("figures of merit", "DSC of LV and Myo", PAPER, ""), ("DSC", "mean over patients", INFERRED, "the usual way"),
+        return [("the four categories", "COVID-19 Radiography Database", INFERRED, "it has exactly four categories"),
+                ("figures of merit", "accuracy, sensitivity", PAPER, ""),
+                ("sensitivity", "mean over the classes", INFERRED, "the abstract does not say how classes are averaged"),
+                ]  # fmt: skip
+    return [("modality", "cardiac CT", PAPER, "synthetic volumes and MRI are neither; see the data"),
+            ("figures of merit", "DSC of LV and Myo", PAPER, ""), ("DSC", "mean over patients", INFERRED, "the usual way"),
             ("a missed structure", "DSC 0, no distance, counted", CHOSEN, "an infinite distance has no mean")]  # fmt: skip
 
 
-def _training(config: RunConfig) -> list[tuple[str, str, str, str]]:
-    model, why = MODELS[config.task], "the abstract does not say"
+def _training(configs: list[RunConfig]) -> list[tuple[str, str, str, str]]:
+    config, why = configs[0], "the abstract does not say"
+    federated = next((config for config in configs if config.mode == "federated"), config)
+    changed = [f"{name.replace('_', ' ')} {getattr(federated, name)}" for name, field in Federation.model_fields.items()
+               if getattr(federated, name) != field.default]  # fmt: skip
     return [
-        ("model", model, PAPER, ""),
+        ("model", MODELS[config.task], PAPER, ""),
         ("channels of its first layer", str(config.width), CHOSEN, why),
         ("budget", f"{config.rounds} rounds of {config.local_epochs} local epochs, the same in every arm", CHOSEN, why),
-        ("optimiser", f"AdamW, peak learning rate {config.learning_rate:g}, batches of {config.batch_size}", CHOSEN, why),
+        ("optimizer", f"AdamW, peak learning rate {config.learning_rate:g}, batches of {config.batch_size}", CHOSEN, why),
+        ("arithmetic", config.precision + (", deterministic" if config.deterministic else ""), CHOSEN, why),
+        ("federation", ", ".join(changed) or "every client in every round, no noise", CHOSEN, why),
         ("start", "random weights, no pre-training", CHOSEN, why),
     ]
 
 
-def answer(table: pd.DataFrame) -> list[str]:
-    """The study's question answered in sentences, one text a metric, verdict first, from `compare`'s table."""
-    return [_answer(tasks.NAMES[metric], own) for metric, own in table.groupby("metric", sort=False)]
+def answer(table: pd.DataFrame, trend: pd.DataFrame | None = None, effect: pd.DataFrame | None = None) -> list[str]:
+    """Answer the study's question in sentences (Markdown), a text per metric, verdict first.
+
+    `table`, `trend` and `effect` are those of `compare`, `client_trend` and `partition_effect`.
+    """
+    others = [
+        other if other is not None else pd.DataFrame(columns=["metric", "difference", "partition"])
+        for other in (trend, effect)
+    ]
+    return [_answer(metric, arms, *(other[other["metric"] == metric] for other in others))
+            for metric, arms in table.groupby("metric", sort=False)]  # fmt: skip
 
 
-def _answer(name: str, own: pd.DataFrame) -> str:
-    central, federated = own[own["mode"] == "centralized"], own[own["mode"] == "federated"]
+def _answer(metric: str, arms: pd.DataFrame, trend: pd.DataFrame, effect: pd.DataFrame) -> str:
+    title = f"**{tasks.NAMES[metric][0].upper()}{tasks.NAMES[metric][1:]}**"
+    central, federated = arms[arms["mode"] == "centralized"], arms[arms["mode"] == "federated"]
     if central.empty or federated.empty:
-        done = central if len(central) else own
-        lacking = "centralized" if central.empty else "federated"
-        reached = "; ".join(f"{_arm(row)} reaches {_score(row)}" for row in done.itertuples())
-        return f"{name}: no verdict, for there is no finished {lacking} run to compare with. So far {reached}."
-    parts = [f"{verdict} with {_listed(arms)}" for verdict, arms in _by_verdict(federated)]
-    margin = federated["margin"].iloc[0]
-    text = f"{name}: against centralized training, federated training is {'; '.join(parts)}, at a margin of {margin:g}"
-    note = federated["margin_note"].iloc[0]
-    text += f" ({note}). " if note else ". "
-    text += f"Centralized training reaches {_score(central.iloc[0])}. "
-    for side in ("lower", "higher"):
-        arms = [f"{row.n_clients} clients {row.partition}" for row in federated[federated["reading"] == side].itertuples()]
-        text += f"Federated training is {side}, and its interval excludes 0, with {', '.join(arms)}. " * bool(arms)
-    open_ = federated[federated["verdict"] == "inconclusive"]
-    if len(open_):
-        text += f"Inconclusive is no proof of equality: {_why(open_)}. "
-    return (text + _alone(own)).strip()
-
-
-def _by_verdict(federated: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    order = ("inferior", "inconclusive", "non-inferior", "equivalent")
-    return [(verdict, arms) for verdict in order if len(arms := federated[federated["verdict"] == verdict])]
-
-
-def _why(arms: pd.DataFrame) -> str:
-    """What stands in the way of a verdict."""
-    without = arms[arms["difference_low"].isna()]
-    if len(without):
-        return f"there is no interval ({without['difference_how'].iloc[0].removeprefix('none: ')})"
-    return f"the smallest margin that these data could have shown is {arms['smallest_margin'].min():.3f}"
-
-
-def _alone(own: pd.DataFrame) -> str:
-    local = own[own["mode"] == "local"]
-    if local.empty:
-        return ""
-    worst = local.loc[local["value"].idxmin()]
-    return f"Clients alone reach {worst.value:.3f} on average at worst ({worst.n_clients} clients, {worst.partition})."
-
-
-def _listed(arms: pd.DataFrame) -> str:
-    return ", ".join(f"{row.n_clients} clients {row.partition} ({_difference(row)})" for row in arms.itertuples())
-
-
-def _difference(row: tuple) -> str:
-    if pd.isna(row.difference):
-        return "no common seed"
-    limits = "" if pd.isna(row.difference_low) else f" [{row.difference_low:+.3f}, {row.difference_high:+.3f}]"
-    return f"{row.difference:+.3f}{limits}"
-
-
-def _score(row: tuple) -> str:
-    return f"{row.value:.3f}" + ("" if pd.isna(row.low) else f" [{row.low:.3f}, {row.high:.3f}]")
-
-
-def _arm(row: tuple) -> str:
-    return "centralized training" if row.mode == "centralized" else f"{row.mode}, {row.n_clients} clients {row.partition},"
+        missing = "centralized" if central.empty else "federated"
+        return f"{title}: no verdict, since there is no finished {missing} run to compare with."
+    counts, (margin, note) = federated["verdict"].value_counts(), federated[["margin", "margin_note"]].iloc[0]
+    verdicts = ", ".join(f"*{verdict}* in {counts[verdict]}" for verdict in VERDICTS if verdict in counts)
+    scores = " to ".join(dict.fromkeys(f"{score:.3f}" for score in (federated["value"].min(), federated["value"].max())))
+    text = f"{title}: federated training is {verdicts} of {len(federated)} arm{'s' * (len(federated) > 1)}, at a margin of "
+    text += f"{margin:g}{f' ({note})' if note else ''}. "
+    text += f"Centralized training reaches {central['value'].iloc[0]:.3f}, federated {scores}. "
+    slopes = [f"{bracketed(row.slope, row.low, row.high, '+')} ({row.partition})" for row in trend.itertuples()]
+    text += f"Change with every doubling of the number of clients: {', '.join(slopes)}. ".replace("_", " ") * bool(slopes)
+    for partition, rows in effect.dropna(subset="difference").groupby("partition", sort=False):
+        kinds = ", ".join(f"{kind} in {count}" for kind, count in rows["direction"].value_counts().items())
+        text += f"{partition.replace('_', ' ').capitalize()} against balanced: {kinds} of {len(rows)}. "
+    lacking = pd.concat([arms["how"], federated["difference_how"]]).dropna().unique()
+    text += "".join(f"No interval: {how.removeprefix('none: ')}. " for how in lacking if how.startswith("none"))
+    return (text + "Inconclusive does not mean equal." * ("inconclusive" in counts)).strip()

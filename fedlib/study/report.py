@@ -1,26 +1,41 @@
-"""The report of a study: every notebook as a page, and index.html over all runs, rebuilt from the run store alone."""
+"""The report of a study: every notebook as a page, and index.html over all runs, made from the run store alone.
+
+The index is a notebook too, with the tables and figures of notebook 04, made here and rendered like the others.
+"""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from markupsafe import Markup
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from fedlib import analysis, tasks
 from fedlib.config import RunConfig, StudyConfig, UserError
 from fedlib.data.files import write_atomically
-from fedlib.study import checklist
-from fedlib.study.findings import Findings, findings, show_comparison, verdict_mark
-from fedlib.study.pages import STYLE, environment, render_notebook
+from fedlib.study.pages import render, render_notebook
 from fedlib.training.run_store import Run, RunStore
 from fedlib.views import plots
 
-__all__ = ["missing_runs", "show_comparison", "write_index", "write_report"]
-SHORT = {"classification": "Chest X-rays: classification", "segmentation": "Hearts: segmentation"}
-HEADINGS = {
-    "classification": "Classification: ResNet18, chest X-ray, one of several categories",
-    "segmentation": "Segmentation: 3D U-Net, left ventricle and myocardium",
+TITLES = {"classification": "Chest X-rays: classification", "segmentation": "Hearts: segmentation"}
+INTRODUCTION = """# Federated against centralized learning
+
+How do the number of clients and an unbalanced data distribution change what federated learning reaches, compared with
+training on all data in one place?
+
+## What this study found"""
+READING = """Each federated arm is compared with the centralized run, patient by patient, by the interval of the difference.
+*equivalent*: it lies within the margin on both sides; *superior*: not so, and it lies above zero; *non-inferior*: neither,
+and a loss of the margin is ruled out; *inferior*: a loss of more than the margin is shown; *inconclusive*: these patients
+cannot tell, which is not the same as equal. Verdicts are not corrected for their number. The question is that of
+Rakotoarisedy et al., SPIE Medical Imaging 2025 ([doi 10.1117/12.3043130](https://doi.org/10.1117/12.3043130)), with other
+data and at another size. One row per run: [results.csv](results.csv). Research and teaching only; no medical use."""
+FURTHER = {
+    "What federation is worth: federated minus local-only": analysis.federated_vs_local,
+    "What the partition does: each minus balanced, federated": analysis.partition_effect,
+    "Trend over the number of clients, federated": analysis.client_trend,
 }
 
 
@@ -36,32 +51,30 @@ def write_report(out_dir: Path) -> Path:
 
 
 def write_index(out_dir: Path) -> Path:
-    """Write index.html, the tables beside it and results.csv from the run store alone."""
+    """Write index.html and results.csv from the run store alone; return the page's path."""
     known, store = _known(out_dir), RunStore(out_dir)
-    sections, tables = [], {}
+    summary, details = [_text(INTRODUCTION)], [_text(READING)]
     for task in (task for task in tasks.TASKS if task in known):
-        section, files = _section(store, **known[task])
-        sections.append(section)
-        tables |= files
-    intact, _ = analysis.sound([run for run in store.all() if run.done])
+        config = StudyConfig.make(**known[task]["study"] | {"out_dir": out_dir})
+        planned, data = config.runs(known[task]["data"]["fingerprint"]), known[task]["data"]
+        runs, missing = _intact(store, planned)
+        try:
+            table = analysis.compare(runs, config)
+            answers = analysis.answer(table, analysis.client_trend(runs, config), analysis.partition_effect(runs, config))
+        except UserError as refusal:
+            table, answers = None, [_note(f"<strong>Not compared.</strong> {refusal}")]
+        summary.append(_text(f"### {TITLES[task]}", *answers, *_incomplete(missing, planned), *caveats(runs, config, data)))
+        details += _comparison(task, runs, config, data, table)
+        details += _provenance(task, runs, config, missing, store, planned)
+    intact, _ = analysis.check_integrity([run for run in store.all() if run.done])
     write_atomically(out_dir / "results.csv", store.results(intact).to_csv(index=False))
-    for name, text in tables.items():
-        (out_dir / name).parent.mkdir(exist_ok=True)
-        write_atomically(out_dir / name, text)
-    for old in set((out_dir / "tables").glob("*.csv")) - {out_dir / name for name in tables}:
-        old.unlink()
-    pages = environment()
-    pages.filters |= {"svg": lambda picture, name: Markup(picture.svg(name)), "mark": verdict_mark, "capital": _capital}
-    html = pages.get_template("index.html.j2").render(
-        name=out_dir.resolve().name, style=Markup(STYLE), tasks=sections, person=checklist.PERSON
-    )
-    write_atomically(out_dir / "index.html", html)
+    write_atomically(out_dir / "index.html", render(new_notebook(cells=summary + details)))
     return out_dir / "index.html"
 
 
 def missing_runs(out_dir: Path, study: StudyConfig, data_fingerprint: str) -> list[dict[str, str]]:
-    """Planned runs that are not done, or whose folder was damaged or edited: run_id and why."""
-    return _ledger(RunStore(out_dir), study.runs(data_fingerprint))[1]
+    """Return planned runs that are not done, or whose folder was damaged or edited: run_id and why."""
+    return _intact(RunStore(out_dir), study.runs(data_fingerprint))[1]
 
 
 def _known(out_dir: Path) -> dict[str, Any]:
@@ -78,9 +91,9 @@ def _known(out_dir: Path) -> dict[str, Any]:
     return known
 
 
-def _ledger(store: RunStore, planned: list[RunConfig]) -> tuple[list[Run], list[dict[str, str]]]:
-    """The planned runs that are done and intact, and the others: run_id and why."""
-    intact, problems = analysis.sound(store.done(planned))
+def _intact(store: RunStore, planned: list[RunConfig]) -> tuple[list[Run], list[dict[str, str]]]:
+    """Return the planned runs that are done and intact, and the others: run_id and why."""
+    intact, problems = analysis.check_integrity(store.done(planned))
     damaged, missing = dict(zip(problems["run_id"], problems["problem"], strict=True)), []
     for config in planned:
         run = store.get(config.run_id)
@@ -88,116 +101,118 @@ def _ledger(store: RunStore, planned: list[RunConfig]) -> tuple[list[Run], list[
         if status["state"] != "done":
             missing.append({"run_id": config.run_id, "why": status.get("error", status["state"])})
         elif config.run_id in damaged:
-            why = damaged[config.run_id].replace(f"{run.folder}/", "")  # a page does not tell where it was made
+            why = damaged[config.run_id].replace(f"{run.folder}/", "")  # a page does not name the folder it was made in
             missing.append({"run_id": config.run_id, "why": f"damaged: {why}"})
     return intact, missing
 
 
-def _section(store: RunStore, study: dict[str, Any], data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the index tells of one task, and the files beside it (name to text)."""
-    config = StudyConfig.make(**study | {"out_dir": store.out_dir})
-    planned = config.runs(data["fingerprint"])
-    runs, missing = _ledger(store, planned)
-    found = findings(runs, config)
-    origin = _origin(runs)
-    files, links = _files(config.task, found, runs)
-    section = {
-        "name": config.task, "short": SHORT[config.task], "heading": HEADINGS[config.task], "study": config, "data": data,
-        "found": found, "files": links, "planned": len(planned), "missing": missing,
-        "strangers": _strangers(store, planned, config.task), "runs": _runs_table(runs),
-        "pages": sorted(page.stem for page in (store.out_dir / config.task).glob("[0-9]*.html")),
-        "made": _made(config, data) + origin,
-        "claim": checklist.filled(config, data, dict(origin).get("versions", "no run is done")),
-    }  # fmt: skip
-    return section, files
+def caveats(runs: list[Run], study: StudyConfig, data: dict[str, Any]) -> Iterator[str]:
+    """Yield what keeps these numbers from meaning more than they do, a sentence each."""
+    if data["synthetic"]:
+        yield "Synthetic images, drawn by a program: no patient, no clinical meaning."
+    if study.profile == "smoke":
+        yield "Profile smoke: a test of the whole line; its figures mean nothing."
+    if len(study.seeds) == 1:
+        yield "One seed: the intervals show how far a score would move with other patients, not with another training."
+    if missed := len(analysis.absences(runs)):
+        yield f"A client was absent {missed} times, and its round continued without it: clients.csv has the reason."
+    if any("epsilon" in run.result for run in runs):
+        covers = {run.provenance["privacy"]["covers"] for run in runs if "epsilon" in run.result}
+        yield f"Epsilon protects a client, not a patient, and covers {' and '.join(sorted(covers))}."
+        yield "The noise comes from the seed: fit for study, not for a hospital."
+    for run in runs[:1]:
+        classes = [column.removeprefix("p_") for column in run.cases if column.startswith("p_")]
+        if absent := [name.replace("_", " ") for name in classes if name not in set(run.cases["truth"])]:
+            yield f"The test set has no case of {', '.join(absent)}: how well it is recognised was not measured."
 
 
-def _files(task: str, found: Findings, runs: list[Run]) -> tuple[dict[str, str], dict[str, str]]:
-    """The CSV files of a task's tables and figures: path to text, and name to path."""
-    texts = {table.name: table.csv() for table in found.tables + found.further + found.assumed}
-    texts |= {plot.name: plot.picture.csv() for plot in found.plots}
+def _comparison(task: str, runs: list[Run], study: StudyConfig, data: dict, table: pd.DataFrame | None) -> Iterator:
+    """Yield the cells of a task's tables and figures."""
+    cases = f"{data['train']} cases for training, {data['val']} for validation, {data['test']} for the test"
+    yield _text(f"## {TITLES[task]}", f"**Data:** {data['title']}{' (synthetic)' * data['synthetic']}; {cases}.")
+    if table is not None:
+        yield _text(
+            f"Difference: from the centralized run, paired by patient. In brackets: {study.level} intervals over the test "
+            "patients. The paper: figures of its abstract, from its own data."
+        )
+        for metric, arms in table.groupby("metric", sort=False):
+            yield _text(f"### Test {tasks.NAMES[metric]}")
+            yield _table(tasks.NAMES[metric], analysis.readable(arms).drop(columns="metric"), arms)
+            yield _figure(
+                plots.comparison(arms, study.level), f"Test {tasks.NAMES[metric]} by number of clients, with intervals."
+            )
+    shown, local = ([run for run in runs if (run.config.mode == "local") == is_local] for is_local in (False, True))
+    for metric in tasks.get(task).PRIMARY:
+        if shown:
+            yield _figure(plots.learning_curves(shown, [metric]), f"Validation {tasks.NAMES[metric]} after every round.")
+        if local:
+            yield _figure(plots.spread(runs, metric), f"Each client's own model: test {tasks.NAMES[metric]}.")
+    if federated := [run for run in runs if run.config.mode == "federated"]:
+        yield _figure(plots.traffic(federated), "Weights sent in one round, to every client and back.")
+    if table is not None:
+        for title, question in FURTHER.items():
+            yield _table(title, analysis.readable(question(runs, study)), question(runs, study), True)
+        yield _table("Over seeds", analysis.readable(analysis.seed_spread(runs)), analysis.seed_spread(runs), True)
+        paper = analysis.paper_table(table)
+        yield _table("Beside the figures of the paper's abstract: no replication", analysis.readable(paper), paper, True)
+        yield _table("What counted as no worse", analysis.settings(runs, study), None, True)
+        yield _table("Every assumption, with its label", analysis.assumptions(runs, study), None, True)
+
+
+def _provenance(task: str, runs: list, study: StudyConfig, missing: list, store: RunStore, planned: list) -> Iterator:
+    """Yield the cells on a task's runs: what is missing, where they come from, and the notebooks."""
+    others = {run.folder.name for run in store.all() if run.folder.name.startswith(task)} - {own.run_id for own in planned}
+    yield _text(f"### Runs of {task}", f"{len(runs)} of {len(planned)} planned runs are done, profile {study.profile}.",
+                f"{len(others)} other runs in this folder have no part in this study." if others else "")  # fmt: skip
+    if missing:
+        yield _table("Missing runs, which have no part in the figures above", pd.DataFrame(missing))
     if runs:
-        texts["runs"] = _runs_table(runs).to_csv(index=False)
-    links = {name: f"tables/{task}-{name}.csv" for name in texts}
-    return {links[name]: text for name, text in texts.items()}, links
+        yield _table("Every run with its origin and the hash of its weights", runs_table(runs), None, True)
+    notebooks = sorted(page.stem for page in (store.out_dir / task).glob("[0-9]*.html"))
+    yield _text(*(f"- [{name.replace('_', ' ')}]({task}/{name}.html)" for name in notebooks or ()))
 
 
-def _runs_table(runs: list[Run]) -> pd.DataFrame | None:
-    """Arm, seed and origin of every run that is shown."""
+def runs_table(runs: list[Run]) -> pd.DataFrame:
+    """Return arm, seed, cost and origin of every run; epsilon where privacy was asked for."""
     rows = [
-        {
-            "arm": plots.arm_name(run.config),
-            "seed": run.config.seed,
-            "seconds": f"{run.result['seconds']:.0f}",
-            "MB sent": f"{run.result['bytes'] / 1e6:.1f}",
-            "device": run.provenance["device"],
-            "threads": run.provenance["threads"],
-            "commit": run.provenance["commit"][:12],
-            "weights_sha256": Markup('<code class="hash">{}</code>').format(run.result["weights_sha256"]),
-        }
+        {"arm": analysis.arm_name(run.config), "seed": run.config.seed, "seconds": f"{run.result['seconds']:.0f}",
+         "MB sent": f"{run.result['bytes'] / 1e6:.1f}", "epsilon": run.result.get("epsilon"),
+         **{name: run.provenance[name] for name in ("device", "threads", "python", "commit", "data_fingerprint")},
+         "versions": ", ".join(f"{name} {version}" for name, version in run.provenance["versions"].items()),
+         "weights_sha256": run.result["weights_sha256"]}
         for run in runs
-    ]
-    return pd.DataFrame(rows) if rows else None
-
-
-def _made(config: StudyConfig, data: dict[str, Any]) -> list[tuple[str, str]]:
-    epochs = config.rounds * config.local_epochs
-    return [
-        ("profile", config.profile),
-        ("budget", f"rounds {config.rounds}, local epochs {config.local_epochs}; the other arms: {epochs} epochs (equal)"),
-        ("training", f"batches of {config.batch_size}, peak learning rate {config.learning_rate:g}, width {config.width}, "
-                     f"{config.precision}{'' if config.deterministic else ', kernels free to vary'}"),
-        ("federation", f"{config.strategy}, quorum {config.quorum:g}, fraction_train {config.fraction_train:g}, "
-                       f"BatchNorm {config.batch_norm}, privacy {config.privacy}"),
-        ("clients", f"{', '.join(map(str, config.client_counts))}; {', '.join(config.partitions).replace('_', ' ')}"),
-        ("seeds", ", ".join(map(str, config.seeds))),
-        ("data fingerprint", data["fingerprint"]),
     ]  # fmt: skip
+    return pd.DataFrame(rows).dropna(axis=1, how="all")
 
 
-def _origin(runs: list[Run]) -> list[tuple[str, str]]:
-    """Where the runs were made. What differs between them is counted, not averaged away."""
-
-    def told(values: list[str]) -> str:
-        counts = pd.Series(values).value_counts()
-        if len(counts) == 1:
-            return counts.index[0]
-        return "; ".join(f"{value} ({count} of {len(values)} runs)" for value, count in counts.items())
-
-    if not runs:
-        return []
-    origins = [run.provenance for run in runs]
-    versions = [", ".join(f"{name} {version}" for name, version in origin["versions"].items()) for origin in origins]
-    return [
-        ("commit", told([origin["commit"] for origin in origins])),
-        ("device", told([f"{origin['device']}, {origin['threads']} threads" for origin in origins])),
-        ("versions", told([f"Python {origin['python']}, {own}" for origin, own in zip(origins, versions, strict=True)])),
-    ]
+def _incomplete(missing: list, planned: list) -> list[str]:
+    return [_note(f"<strong>Not complete:</strong> {len(missing)} of {len(planned)} runs missing.")] if missing else []
 
 
-def _strangers(store: RunStore, planned: list[RunConfig], task: str) -> list[dict[str, str]]:
-    """Runs of the task that the study did not plan, and in what they differ from the most similar planned one."""
-    ids, found = {config.run_id for config in planned}, []
-    for run in store.all():
-        if run.folder.name in ids or not run.folder.name.startswith(task):
-            continue
-        try:
-            own = run.config.model_dump()
-        except (OSError, ValueError):
-            found.append({"run_id": run.folder.name, "why": "config.json cannot be read"})
-            continue
-        wanted = [config.model_dump() for config in planned]
-        closest = min(wanted, key=lambda other: sum(own[name] != other[name] for name in own))
-        names = [name for name in own if own[name] != closest[name]]
-        why = "; ".join(f"{name} {_brief(own[name])}, planned {_brief(closest[name])}" for name in names)
-        found.append({"run_id": run.folder.name, "why": why or "the folder's name is not the run's"})
-    return found
+def _note(html: str) -> str:
+    return f'<div class="note failed">{html}</div>'
 
 
-def _brief(value: Any) -> str:
-    return value[:12] if isinstance(value, str) else str(value)
+def _text(*paragraphs: str) -> NotebookNode:
+    return new_markdown_cell("\n\n".join(filter(None, paragraphs)))
 
 
-def _capital(words: str) -> str:
-    """`DSC, myocardium` as it is, `accuracy` as `Accuracy`."""
-    return words[0].upper() + words[1:]
+def _table(title: str, shown: pd.DataFrame, raw: pd.DataFrame | None = None, folded: bool = False) -> NotebookNode:
+    """Return a cell that shows a table (nothing where it is empty), with `raw` as its CSV."""
+    if shown.empty:
+        return _text("")
+    html = shown.to_html(index=False, border=0, na_rep="")
+    html = f"<details><summary>{title}</summary>{html}</details>" if folded else html
+    return _output(
+        {"text/html": html, "text/csv": (shown if raw is None else raw).to_csv(index=False, float_format="%.6g")}, title
+    )
+
+
+def _figure(picture: plots.Picture, caption: str) -> NotebookNode:
+    data, metadata = picture._repr_mimebundle_()
+    return _output(data, caption, metadata)
+
+
+def _output(data: dict[str, Any], title: str, metadata: dict | None = None) -> NotebookNode:
+    output = new_output("display_data", data=data, metadata=(metadata or {}) | {"title": title})
+    return new_code_cell("", outputs=[output])

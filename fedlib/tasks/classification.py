@@ -4,7 +4,6 @@ import pandas as pd
 import torch
 from monai.networks.nets import resnet18
 from monai.networks.utils import replace_modules
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_recall
 
 from fedlib.config import RunConfig
 from fedlib.data.augment import random_affine, random_appearance
@@ -12,8 +11,6 @@ from fedlib.data.dataset import PreparedSet
 
 METRICS = ("accuracy", "sensitivity")
 PRIMARY = METRICS
-STRATIFIED = ("sensitivity",)
-"""Endpoints that are a mean over strata (classes) of means."""
 TRAINING_METRIC = "training_accuracy"
 
 # From the paper's abstract: (mode, clients) -> metric -> value. "Similar" there is not a number, so not a value here.
@@ -79,18 +76,16 @@ def score_cases(data: PreparedSet, rows: list[int], logits: torch.Tensor, final:
     return pd.concat([table, pd.DataFrame(probabilities.tolist(), columns=columns)], axis=1)
 
 
+def patient_scores(cases: pd.DataFrame, metric: str) -> pd.Series:
+    """Return each patient's mean of a primary metric; index (stratum, patient).
+
+    For sensitivity the strata are the true classes: a patient with images of two classes counts in both. Else it is one.
+    """
+    right = (cases["truth"] == cases["prediction"]).astype(float).rename(metric)
+    stratum = cases["truth"] if metric == "sensitivity" else pd.Series("", cases.index)
+    return right.groupby([stratum.rename("stratum"), cases["patient"]]).mean()
+
+
 def summarize(cases: pd.DataFrame) -> dict[str, float]:
-    """Accuracy, and sensitivity averaged over the classes that have cases, of a table made by `score_cases`."""
-    names = [column.removeprefix("p_") for column in cases.columns if column.startswith("p_")]
-    truth, prediction = (torch.tensor(cases[column].map(names.index).to_numpy()) for column in ("truth", "prediction"))
-    each = multiclass_recall(prediction, truth, len(names), average="none")  # 0 for a class without a case
-    return {
-        "accuracy": multiclass_accuracy(prediction, truth, len(names), average="micro").item(),
-        "sensitivity": each[truth.unique()].mean().item(),
-    }
-
-
-def case_scores(cases: pd.DataFrame) -> pd.DataFrame:
-    """The primary metrics case by case: 1 where the class is right. Sensitivity is a mean over strata, the true classes."""
-    right = (cases["truth"] == cases["prediction"]).astype(float)
-    return cases[["patient"]].assign(stratum=cases["truth"], accuracy=right, sensitivity=right)
+    """Return accuracy by patient, and sensitivity by patient averaged over the classes that have cases."""
+    return {metric: float(patient_scores(cases, metric).groupby("stratum").mean().mean()) for metric in METRICS}

@@ -21,8 +21,6 @@ warnings.filterwarnings("ignore", message=".*this may result in nan/inf distance
 
 METRICS = ("dice_LV", "dice_Myo", "hd95_LV", "hd95_Myo", "assd_LV", "assd_Myo")
 PRIMARY = ("dice_LV", "dice_Myo")
-STRATIFIED = ()
-"""Endpoints that are a mean over strata (classes) of means."""
 TRAINING_METRIC = "training_dice"
 
 ABOUT = SIMILAR = ()
@@ -85,14 +83,15 @@ def score_cases(data: PreparedSet, rows: list[int], logits: torch.Tensor, final:
     return table
 
 
+def patient_scores(cases: pd.DataFrame, metric: str) -> pd.Series:
+    """Return each patient's mean of a metric, of those who have one; index (stratum, patient), with one stratum."""
+    stratum = pd.Series("", cases.index, name="stratum")
+    return cases.groupby([stratum, "patient"])[metric].mean().dropna()
+
+
 def summarize(cases: pd.DataFrame) -> dict[str, float]:
-    """Mean over the cases of every score in a table made by `score_cases`."""
-    return {metric: float(cases[metric].mean()) for metric in METRICS if metric in cases}
-
-
-def case_scores(cases: pd.DataFrame) -> pd.DataFrame:
-    """The primary metrics case by case, Dice of each structure; all cases are of one stratum."""
-    return cases[["patient", *PRIMARY]].assign(stratum="")
+    """Return the mean over patients of every score in a table made by `score_cases`."""
+    return {metric: float(patient_scores(cases, metric).mean()) for metric in METRICS if metric in cases}
 
 
 def _dice(predicted: torch.Tensor, labels: torch.Tensor, n_classes: int) -> torch.Tensor:

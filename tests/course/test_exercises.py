@@ -163,12 +163,13 @@ def test_feedback_is_what_a_cell_shows():
     assert repr(Feedback(False, "why.")) == "Not yet: why."
 
 
-ARMS, PATIENTS = exercises.four_arms(), exercises.eight_patients()
-VERDICTS = {"A": "equivalent", "B": "non-inferior", "C": "inferior", "D": "inconclusive"}
+ARMS, PATIENTS = exercises.five_arms(), exercises.eight_patients()
+VERDICTS = {"A": "equivalent", "B": "non-inferior", "C": "inferior", "D": "inconclusive", "E": "superior"}
 
 
 def test_verdicts_follow_from_the_intervals():
     assert exercises.check_verdicts(VERDICTS, ARMS, 0.05).right
+    assert exercises.check_verdicts({arm: verdict.title() for arm, verdict in VERDICTS.items()}, ARMS, 0.05).right
     assert exercises.check_verdicts(None, ARMS, 0.05).right is None
 
 
@@ -177,7 +178,10 @@ def test_verdicts_follow_from_the_intervals():
     [
         ({"D": "equivalent"}, "does not show that two are equal"),
         ({"A": "inferior"}, "being below zero is not enough"),
-        ({"A": "non-inferior"}, "90% interval lies within"),
+        ({"A": "non-inferior"}, "interval lies within"),
+        ({"B": "superior"}, "no gain is shown"),
+        ({"E": "non-inferior"}, "above zero"),
+        ({"D": ["equivalent"]}, "none of"),
         ({"B": "equivalent"}, "gain"),
         ({"C": "inconclusive"}, "below minus the margin"),
         ({"C": "worse"}, "worse"),

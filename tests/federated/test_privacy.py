@@ -10,7 +10,7 @@ from scipy.stats import norm
 from fedlib.config import DELTA, EPSILON_COVERS, StudyConfig, UserError
 from fedlib.federated.in_process import InProcessGrid
 from fedlib.federated.privacy import epsilon_after
-from fedlib.study import experiment, findings
+from fedlib.study import experiment, report
 from fedlib.training import execution
 from fedlib.training.run_store import RunStore
 from tests.federated.spoil import spoil_round
@@ -22,10 +22,6 @@ PRIVATE = {"batch_norm": "group"}
 def federated(data, out, **changes):
     sizes = {"local_epochs": 2} | (PRIVATE if data.task == "classification" else {})
     return experiment.run(run_config(data, "federated", **sizes | changes), data, RunStore(out))
-
-
-def page_of(data, out):
-    return StudyConfig.make(profile="smoke", task=data.task, out_dir=out)
 
 
 def exact_epsilon(noise_multiplier: float, rounds: int) -> float:
@@ -64,13 +60,14 @@ def test_a_private_run_states_its_epsilon_and_can_be_made_again(data, tmp_path, 
     assert run.result["epsilon"] == expected
     assert run.rounds["epsilon"].tolist() == [epsilon_after(run.config, number) for number in (1, 2)]
     assert outcome(federated(data, tmp_path / "again", privacy=privacy, noise_multiplier=2.0)) == outcome(run)
-    page = findings.findings([run], page_of(data, tmp_path))
-    (table,) = [table for table in page.further if table.name == "privacy"]
-    assert table.frame["epsilon"].tolist() == [f"{expected:.2f}"]
-    assert f"Epsilon covers {EPSILON_COVERS[privacy]}." in table.notes
+    assert report.runs_table([run])["epsilon"].tolist() == [expected]
+    (caveat,) = [
+        words for words in report.caveats([run], StudyConfig.make(task=data.task), data.manifest) if "covers" in words
+    ]
+    assert EPSILON_COVERS[privacy] in caveat
     plain = federated(data, tmp_path)
     assert "privacy" not in plain.provenance
-    assert "privacy" not in {table.name for table in findings.findings([plain], page_of(data, tmp_path)).further}
+    assert "epsilon" not in report.runs_table([plain])
 
 
 def test_nothing_exact_leaves_a_client_under_local_privacy(data, tmp_path, monkeypatch):

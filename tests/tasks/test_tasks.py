@@ -24,12 +24,11 @@ def test_both_tasks_export_the_same_names():
         }
         for task in tasks.TASKS
     ]
-    stated = {"METRICS", "PRIMARY", "STRATIFIED", "TRAINING_METRIC", "PAPER", "ABOUT", "SIMILAR"}
-    stated |= {"build_model", "loss_function", "augment", "training_metric", "score_cases", "summarize", "case_scores"}
+    stated = {"METRICS", "PRIMARY", "TRAINING_METRIC", "PAPER", "ABOUT", "SIMILAR"}
+    stated |= {"build_model", "loss_function", "augment", "training_metric", "score_cases", "patient_scores", "summarize"}
     assert all(stated <= own for own in names)
     for task in map(tasks.get, tasks.TASKS):
         assert set(task.PRIMARY) <= set(task.METRICS)
-        assert set(task.STRATIFIED) <= set(task.PRIMARY)
         assert {*task.METRICS, task.TRAINING_METRIC} <= set(tasks.NAMES)
 
 
@@ -56,9 +55,16 @@ def test_accuracy_and_sensitivity_by_hand():
     scores = classification.summarize(cases)
     assert scores["accuracy"] == pytest.approx(7 / 10)
     assert scores["sensitivity"] == pytest.approx((1 + 1 / 3 + 0) / 3), "a rare class weighs as much as a common one"
-    by_case = classification.case_scores(cases)
-    assert by_case["accuracy"].tolist() == [1] * 7 + [0] * 3
-    assert by_case.groupby("stratum")["sensitivity"].mean().mean() == pytest.approx(scores["sensitivity"])
+
+
+def test_a_patient_counts_once_however_many_images_it_has():
+    """Ten images of one patient, all wrong, and two patients with one image each, both right."""
+    cases = pd.DataFrame({"case": range(12), "patient": ["many"] * 10 + ["one", "other"], "truth": list("a" * 11 + "b")})
+    cases["prediction"] = list("b" * 10 + "ab")
+    cases[["p_a", "p_b"]] = 0.5
+    assert classification.summarize(cases) == pytest.approx({"accuracy": 2 / 3, "sensitivity": (1 / 2 + 1) / 2})
+    volumes = pd.DataFrame({"patient": ["a", "a", "b"], "dice_LV": [0.4, 0.6, 0.8], "dice_Myo": [0.1, 0.3, 0.4]})
+    assert segmentation.summarize(volumes) == pytest.approx({"dice_LV": 0.65, "dice_Myo": 0.3})
 
 
 def test_sensitivity_leaves_out_a_class_without_a_case():
@@ -134,7 +140,6 @@ def test_assd_is_the_mean_distance_between_the_surfaces_in_mm(volumes):
 def test_means_leave_out_what_has_no_score():
     cases = pd.DataFrame({"patient": ["a", "b"], "dice_LV": [0.5, np.nan], "dice_Myo": [0.2, 0.4], "hd95_LV": [3, np.nan]})
     assert segmentation.summarize(cases) == pytest.approx({"dice_LV": 0.5, "dice_Myo": 0.3, "hd95_LV": 3})
-    assert list(segmentation.case_scores(cases)) == ["patient", "dice_LV", "dice_Myo", "stratum"]
 
 
 def test_a_better_segmentation_has_a_lower_loss():

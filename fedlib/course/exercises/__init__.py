@@ -24,7 +24,7 @@ from fedlib.course.exercises.evidence import (
     check_standard_error,
     check_verdicts,
     eight_patients,
-    four_arms,
+    five_arms,
 )
 from fedlib.course.exercises.federated import (
     check_average,
@@ -56,7 +56,7 @@ __all__ = [
     "check_travels",
     "check_verdicts",
     "eight_patients",
-    "four_arms",
+    "five_arms",
     "rare_disease",
     "split_by_image",
     "two_masks",

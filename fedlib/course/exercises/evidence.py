@@ -3,57 +3,56 @@
 import numpy as np
 import pandas as pd
 
-from fedlib.analysis.inference import Interval, verdict
+from fedlib.analysis import verdict
 from fedlib.course.exercises.feedback import CLOSE, Feedback, check, listed, number, read
 
 BECAUSE = {
-    "equivalent": "its 90% interval lies within the margin on both sides, which says more than no worse",
-    "non-inferior": "a loss of the margin is ruled out, but a gain of as much is not",
-    "inferior": "its whole 95% interval lies below minus the margin",
-    "inconclusive": "its 95% interval lies on both sides of minus the margin",
+    "equivalent": "its interval lies within the margin on both sides, which says more than no worse",
+    "superior": "its whole interval lies above zero, and the gain may be as large as the margin",
+    "non-inferior": "a loss of the margin is ruled out; a gain of as much is not, and no gain is shown",
+    "inferior": "its whole interval lies below minus the margin",
+    "inconclusive": "its interval lies on both sides of minus the margin",
 }
 """Verdicts, and what of an interval makes them."""
 
 
-def four_arms() -> pd.DataFrame:
-    """Four arms against the centralized one, at a margin of 0.05: mean difference, its 95% and its 90% interval."""
-    columns = ["difference", "95% low", "95% high", "90% low", "90% high"]
+def five_arms() -> pd.DataFrame:
+    """Return five arms against the centralized one, at a margin of 0.05: mean difference and its 95% interval."""
+    columns = ["difference", "95% low", "95% high"]
     rows = {
-        "A": [-0.015, -0.024, -0.006, -0.022, -0.008],
-        "B": [0.012, -0.041, 0.066, -0.032, 0.057],
-        "C": [-0.080, -0.102, -0.058, -0.098, -0.062],
-        "D": [-0.010, -0.068, 0.047, -0.058, 0.038],
+        "A": [-0.015, -0.024, -0.006],
+        "B": [0.012, -0.041, 0.066],
+        "C": [-0.080, -0.102, -0.058],
+        "D": [-0.010, -0.068, 0.047],
+        "E": [0.081, 0.052, 0.110],
     }
     return pd.DataFrame(rows, columns).T.rename_axis("arm")
 
 
 @check
 def check_verdicts(answer: dict[str, str], arms: pd.DataFrame, margin: float) -> Feedback:
-    """The verdict on each arm of `four_arms`."""
+    """Check the verdict on each arm of `five_arms`."""
     given = read(dict, answer, "a dictionary, such as {'A': 'equivalent', ...}")
     if missing := sorted(set(arms.index) - set(given)):
         return Feedback(False, f"a verdict is missing for {listed(missing)}.")
     for arm, row in arms.iterrows():
-        if given[arm] not in BECAUSE:
+        said = str(given[arm]).strip().lower()
+        if said not in BECAUSE:
             return Feedback(False, f"{arm}: {given[arm]!r} is none of {listed(BECAUSE)}.")
-        right = _verdict(row, margin)
-        if given[arm] == right:
+        right = verdict(row["95% low"], row["95% high"], margin)
+        if said == right:
             continue
         why = BECAUSE[right]
-        if given[arm] == "equivalent" and right == "inconclusive":
+        if said == "equivalent" and right == "inconclusive":
             why = "an interval that holds zero does not show that two are equal; here it also reaches below the margin"
-        if given[arm] == "inferior" and row["95% high"] > -margin:
+        if said == "inferior" and row["95% high"] > -margin:
             why = "being below zero is not enough: the whole interval must lie below minus the margin"
-        return Feedback(False, f"{arm} is not {given[arm]}: {why}.")
+        return Feedback(False, f"{arm} is not {said}: {why}.")
     return Feedback(True, "the verdict comes from where the interval lies, not from whether it holds zero.")
 
 
-def _verdict(row: pd.Series, margin: float) -> str:
-    return verdict(Interval(*row[["difference", "95% low", "95% high", "90% low", "90% high"]], how="given"), margin)
-
-
 def eight_patients() -> pd.DataFrame:
-    """DSC of eight patients under two models: hearts differ far more than the models do."""
+    """Return the DSC of eight patients under two models: hearts differ far more than the models do."""
     centralized = [0.95, 0.71, 0.88, 0.93, 0.64, 0.90, 0.79, 0.84]
     federated = [0.94, 0.69, 0.87, 0.91, 0.63, 0.89, 0.76, 0.83]
     names = pd.RangeIndex(1, 1 + len(centralized), name="patient")
@@ -62,7 +61,7 @@ def eight_patients() -> pd.DataFrame:
 
 @check
 def check_standard_error(answer: float, patients: pd.DataFrame) -> Feedback:
-    """The standard error of the mean difference, paired by patient."""
+    """Check the standard error of the mean difference, paired by patient."""
     one, other = patients["centralized"], patients["federated"]
     difference, n = other - one, len(patients)
     right = difference.std() / np.sqrt(n)
@@ -81,7 +80,7 @@ def check_standard_error(answer: float, patients: pd.DataFrame) -> Feedback:
 
 @check
 def check_margin(answer: float, table: pd.DataFrame) -> Feedback:
-    """The margin at which every federated arm of `statistics.compare` would be non-inferior."""
+    """Check the margin at which no federated arm of `analysis.compare` would be worse."""
     own = table.loc[table["mode"] == "federated", "smallest_margin"].dropna()
     if own.empty:
         if isinstance(answer, float) and np.isnan(answer):

@@ -6,11 +6,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from fedlib import tasks
-from fedlib.config import RunConfig
+from fedlib.analysis.arms import arm_name
+from fedlib.analysis.scores import confusion as confusion_matrix
 from fedlib.training.run_store import Run
 from fedlib.views.plots.picture import COLOURS, DASHES, INK, MARKERS, PAGE, SOFT, Picture, picture, styled
 
@@ -199,14 +198,13 @@ def _clients_of(runs: list[Run], metric: str) -> pd.DataFrame:
 
 @styled
 def confusion(runs: list[Run]) -> Picture:
-    """Confusion matrices on the test split: rows are the truth, cells the share of that truth."""
+    """Confusion matrices on the test split: rows are the truth, cells the share of its patients."""
     figure, axes = plt.subplots(1, len(runs), figsize=(4.4 * len(runs), 3.6), squeeze=False)
     numbers = []
     for axis, run in zip(axes[0], runs, strict=True):
-        names = [column.removeprefix("p_") for column in run.cases.columns if column.startswith("p_")]
-        truth, prediction = (torch.tensor(run.cases[column].map(names.index)) for column in ("truth", "prediction"))
-        share = multiclass_confusion_matrix(prediction, truth, len(names), normalize="true").numpy()
-        ticks = [name.replace("_", " ") for name in names]
+        matrix = confusion_matrix(run.cases)
+        share = matrix.div(matrix.sum(axis=1).replace(0, np.nan), axis=0).to_numpy()
+        ticks = [name.replace("_", " ") for name in matrix]
         sns.heatmap(share, annot=True, fmt=".2f", cmap="Blues", cbar=False, vmin=0, vmax=1, ax=axis,
                     xticklabels=ticks, yticklabels=ticks, square=True, annot_kws={"size": 8})  # fmt: skip
         axis.set_title(arm_name(run.config))
@@ -239,13 +237,6 @@ def reliability(table: pd.DataFrame) -> Picture:
     alt = f"Reliability: share of right answers in each bin of confidence. Expected calibration error: {', '.join(words)}."
     table = pd.concat(numbers)
     return picture(figure, alt, table[["arm", *table.columns[:-1]]])
-
-
-def arm_name(arm: "RunConfig | tuple") -> str:
-    """Words for an arm: `federated, 4 clients, unbalanced`."""
-    if arm.mode == "centralized":
-        return "centralized"
-    return f"{arm.mode}, {arm.n_clients} {'client' if arm.n_clients == 1 else 'clients'}, {arm.partition.replace('_', ' ')}"
 
 
 def _legend(figure: plt.Figure, columns: int) -> None:
