@@ -132,7 +132,9 @@ def figure(output: NotebookNode) -> str:
     content = output.data[kind]
     content = content.replace("\n", "") if kind == "image/png" else b64encode(content.encode()).decode()
     alt = output.metadata.get(kind, {}).get("alt") or output.data.get("text/plain", "")
-    image = Markup('<img class="plot" src="data:{};base64,{}" alt="{}">').format(kind, content, alt)
+    width = output.metadata.get(kind, {}).get("width")
+    size = Markup('width="{}" ').format(width) if width else ""
+    image = Markup('<img class="plot" {}src="data:{};base64,{}" alt="{}">').format(size, kind, content, alt)
     if "text/csv" not in output.data:
         return Markup("<figure>{}</figure>").format(image)
     csv = output.data["text/csv"]

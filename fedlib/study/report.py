@@ -51,7 +51,7 @@ def write_index(out_dir: Path) -> Path:
     for old in set((out_dir / "tables").glob("*.csv")) - {out_dir / name for name in tables}:
         old.unlink()
     pages = environment()
-    pages.filters |= {"svg": lambda picture, name: Markup(picture.svg(name)), "mark": verdict_mark, "capital": _capital}
+    pages.filters |= {"image": lambda picture: Markup(picture.html()), "mark": verdict_mark, "capital": _capital}
     html = pages.get_template("index.html.j2").render(
         name=out_dir.resolve().name, style=Markup(STYLE), tasks=sections, person=checklist.PERSON
     )
