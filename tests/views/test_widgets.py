@@ -3,6 +3,7 @@
 import base64
 import io
 import itertools
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,7 +19,10 @@ from fedlib.training import execution
 from fedlib.training.run_store import RunStore
 from fedlib.views import plots, widgets
 from fedlib.views.player import Frame, Player
+from tests.conftest import TASKS
 from tests.helpers import run_config
+
+NAMES = ("viewer", "partition_explorer", "round_player", "result_explorer")
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +37,25 @@ def study(data, **changes):
     return StudyConfig.make(task=data.task, profile="smoke", out_dir="nowhere", **changes)
 
 
-@pytest.fixture(params=["viewer", "partition_explorer", "round_player", "result_explorer"])
-def player(request, data, runs):
+@pytest.fixture(scope="module", params=itertools.product(NAMES, TASKS), ids="-".join)
+def player(request, prepared, runs):
     """Every widget of every task."""
+    name, task = request.param
+    data = prepared[task]
     return {
         "viewer": lambda: widgets.viewer(data),
         "partition_explorer": lambda: widgets.partition_explorer(data, study(data)),
-        "round_player": lambda: widgets.round_player(runs[data.task]),
-        "result_explorer": lambda: widgets.result_explorer(analysis.compare(runs[data.task])),
-    }[request.param]()
+        "round_player": lambda: widgets.round_player(runs[task]),
+        "result_explorer": lambda: widgets.result_explorer(analysis.compare(runs[task])),
+    }[name]()
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures of the frames instead of their images, which take most of the time."""
+    collected = []
+    monkeypatch.setattr(widgets, "figure_url", lambda figure: collected.append(figure) or plt.close(figure) or "data:,")
+    return collected
 
 
 def frame_of(player, *options):
@@ -75,7 +89,7 @@ def test_every_control_has_a_name_and_an_order(player):
 def test_a_page_stays_light_and_needs_nothing_from_outside(player):
     html = player._repr_html_()
     assert len(html) < 1_000_000
-    assert "http" not in html
+    assert re.findall(r'(?:src|href)="(?!data:)', html) == []
     assert plt.get_fignums() == [], "every figure is closed"
 
 
@@ -107,7 +121,7 @@ def test_a_narrow_window_shows_more_contrast_and_a_high_level_is_dark(images):
 
 def test_the_window_of_a_ct_is_in_hounsfield_units(volumes):
     low, high = next(one["value"] for one in volumes.manifest["choices"] if one["setting"] == "window")
-    assert widgets.viewer(volumes).controls["show"][0] == f"window {high - low}, level {(high + low) // 2} (HU)"
+    assert widgets.viewer(volumes).controls["show"][0] == f"window {high - low:.0f}, level {(high + low) / 2:.0f} (HU)"
 
 
 def test_the_truth_is_hidden_until_the_reader_asks(images):
@@ -148,14 +162,14 @@ def test_predictions_of_other_cases_are_refused(volumes):
         ("label skew, alpha 0.5", {"partition": "label_skew", "alpha": 0.5}),
     ],
 )
-def test_bars_are_the_partition_of_the_runs(images, setting, changes):
+def test_bars_are_the_partition_of_the_runs(images, setting, changes, figures):
     player = widgets.partition_explorer(images, study(images, client_counts="2,3", seed=2, unbalance_ratio=3, alpha=0.5))
     config = run_config(images, "federated", n_clients=3, seed=2, **changes)
     sizes = ", ".join(str(len(rows)) for rows in partition.clients_of(config, images))
     assert f"3 clients, {setting}: {sizes}" in frame_of(player, 3, setting).caption
 
 
-def test_a_client_without_a_class_is_named(images):
+def test_a_client_without_a_class_is_named(images, figures):
     player = widgets.partition_explorer(images, study(images, client_counts=4, seed=1))
     config = run_config(images, "federated", n_clients=4, seed=1, partition="label_skew", alpha=0.1)
     table = partition.table(images.cases, partition.clients_of(config, images)).drop(columns=["total", "share"])
@@ -166,22 +180,21 @@ def test_a_client_without_a_class_is_named(images):
     assert [words for words in missing if words not in frame_of(player, 4, "label skew, alpha 0.1").caption] == []
 
 
-def test_an_impossible_partition_is_a_sentence(images):
+def test_an_impossible_partition_is_a_sentence(images, figures):
     player = widgets.partition_explorer(images, study(images, client_counts="2,16"))
     frame = frame_of(player, 16, "balanced")
     assert "n_clients = 16" in frame.caption
     assert frame.image == ""
 
 
-def test_hearts_have_no_label_skew(volumes):
+def test_hearts_have_no_label_skew(volumes, figures):
     settings = widgets.partition_explorer(volumes, study(volumes)).controls["partition"]
     assert settings[0] == "balanced"
     assert not any("label skew" in setting for setting in settings)
 
 
-def test_a_round_shows_what_the_tables_say(runs, data, monkeypatch):
-    federated, figures = runs[data.task][2], []
-    monkeypatch.setattr(widgets, "figure_url", lambda figure: figures.append(figure) or plt.close(figure) or "data:,")
+def test_a_round_shows_what_the_tables_say(runs, data, figures):
+    federated = runs[data.task][2]
     player = widgets.round_player(federated)
     first = federated.rounds.iloc[0]
     assert "round 1 of 2" in player.frames[0].caption
@@ -200,10 +213,8 @@ def test_a_round_shows_what_the_tables_say(runs, data, monkeypatch):
         assert predictions.lines[1].get_ydata().tolist() == cases["dice_Myo"].tolist()
 
 
-def test_clients_differ_in_colour_or_dashes_and_nothing_is_clipped(tmp_path, monkeypatch):
+def test_clients_differ_in_colour_or_dashes_and_nothing_is_clipped(tmp_path, figures):
     """Sixteen clients: the fault of lines that were all blue, and of labels that ran off the top."""
-    figures = []
-    monkeypatch.setattr(widgets, "figure_url", lambda figure: figures.append(figure) or plt.close(figure) or "data:,")
     config = StudyConfig.make(profile="smoke", out_dir=tmp_path, client_counts=16).runs("f" * 64, ("federated",))[0]
     record = RunStore(tmp_path).begin(config)
     record.log_rounds([{"round": n, "accuracy": 0.5, "sensitivity": 0.5} for n in (1, 2)])
@@ -213,16 +224,14 @@ def test_clients_differ_in_colour_or_dashes_and_nothing_is_clipped(tmp_path, mon
         figure.draw_without_rendering()
         styles = {(line.get_color(), line.get_linestyle()) for line in figure.axes[1].lines}
         assert len(styles) == 16
-        texts = [text for axis in figure.axes for text in (axis.title, axis.xaxis.label, *axis.get_xticklabels())]
+        texts = [text for axis in figure.axes for text in (axis.title, axis.xaxis.label)]
         texts += [text for axis in figure.axes if axis.get_legend() for text in axis.get_legend().get_texts()]
         inside = figure.bbox.padded(1)
         boxes = [text.get_window_extent() for text in texts if text.get_text() and text.get_visible()]
         assert all(inside.contains(*box.min) and inside.contains(*box.max) for box in boxes)
 
 
-def test_a_client_that_was_absent_is_called_that(images, tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(widgets, "figure_url", lambda figure: figures.append(figure) or plt.close(figure) or "data:,")
+def test_a_client_that_was_absent_is_called_that(images, tmp_path, figures):
     record = RunStore(tmp_path).begin(run_config(images, "federated"))
     rows = [{"round": n, "client": c, "n": 10, "loss": 1.0} for n in (1, 2) for c in (0, 1)]
     rows[3] |= {"n": 0, "loss": np.nan, "absent": "client 1: late"}
