@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+from tqdm import tqdm
+
 from fedlib import tasks
-from fedlib.config import RunConfig
+from fedlib.config import RunConfig, precision_note
 from fedlib.data.dataset import PreparedSet
 from fedlib.federated.in_process import train_federated
 from fedlib.training.execution import execute, train_locally
@@ -19,14 +21,24 @@ def run(config: RunConfig, data: PreparedSet, store: RunStore) -> Run:
     return execute(config, data, store, train_federated if config.mode == "federated" else train_locally)
 
 
-def run_all(
-    configs: list[RunConfig], data: PreparedSet, store: RunStore, report: Callable[[str], None] = print
-) -> list[Run]:
-    """Carry out runs in order, with their progress and a line for each; a failed one does not stop the others.
+class Interrupted(KeyboardInterrupt):
+    """Training was interrupted: one line instead of a traceback through torch."""
 
-    Returns the runs that are done. Failures are told through `report` and stay in the store.
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+def run_all(
+    configs: list[RunConfig], data: PreparedSet, store: RunStore, report: Callable[[str], None] = tqdm.write
+) -> list[Run]:
+    """Train runs in order, with a progress bar and a line for each; a failed one does not stop the others.
+
+    Returns the runs that are done. Failures are passed to `report` and stay in the store.
+    Raises Interrupted on Ctrl-C and on the square in the toolbar; the next call resumes after the last finished round.
     """
-    with progress.shown(configs, store):
+    for note in {precision_note(config.precision) for config in configs} - {""}:
+        report(note)
+    with progress.rounds_bar(configs, store):
         for number, config in enumerate(configs, 1):
             known = store.get(config.run_id)
             head = f"[{number}/{len(configs)}] {config.run_id}"
@@ -36,7 +48,9 @@ def run_all(
                 else:
                     done = run(config, data, store)
                     report(f"{head}: {done.result['seconds']:.0f} s, {_headline(done)}")
-            except Exception as error:  # a failed run is part of the result; the study names it and goes on
+            except KeyboardInterrupt:
+                raise Interrupted("Interrupted; run the cell again to resume.") from None
+            except Exception as error:  # a failed run is part of the result; the study names it and continues
                 report(f"{head}: FAILED: {error}")
             store.write_results()
     return store.done(configs)

@@ -1,6 +1,7 @@
 """The notebooks as a new user has them: in JupyterLab, run from top to bottom, their widgets moved by key."""
 
 import json
+import re
 import statistics
 
 import nbformat
@@ -19,13 +20,9 @@ pytestmark = pytest.mark.slow
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 WIDGETS = {"01": 2, "02": 1, "03": 1, "04": 2}
 """Of each notebook: how many pictures can be moved at least."""
-MONITOR = "widgets.training_monitor(study.runs(data.fingerprint), store)"
-"""Added to the copy of 04: it is for runs that train somewhere else, which no notebook has."""
-PICTURES = ".jp-OutputArea-output .widget-vbox.explorer"
-CONTROLS = (".noUi-handle", ".widget-toggle-buttons button:not(.mod-active)")
-"""What is moved: the first slider, or where there is none the first choice that is not taken."""
+PICTURES = ".jp-OutputArea-output figure.explorer"
 MOVES = 30
-"""Moves of each slider. What they take is printed (`pytest -rP`), not judged: a busy machine would fail for it."""
+"""Moves of each slider. Their median is printed (`pytest -rP`) and judged with much room."""
 
 
 def copied(lab, name, task, out_dir):
@@ -33,32 +30,28 @@ def copied(lab, name, task, out_dir):
     book = nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4)
     (cell,) = [cell for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
     cell.source += f"\ntask, profile, out_dir = {task!r}, 'smoke', {str(out_dir)!r}"
-    book.cells += [new_code_cell(MONITOR)] * name.startswith("04")
     nbformat.write(book, lab.folder / f"{name}-{task}.ipynb")
     return f"{name}-{task}.ipynb"
 
 
 def move(page, n):
-    """Press a key in the first slider or choice of the n-th widget; milliseconds until its picture changed."""
-    box = page.locator(PICTURES).nth(n)
-    box.scroll_into_view_if_needed()
-    handle = next(found.first for kind in CONTROLS if (found := box.locator(kind)).count())
-    handle.focus()
+    """Press a key in the last control of the n-th widget; milliseconds until another picture is shown."""
+    figure = page.locator(PICTURES).nth(n)
+    figure.scroll_into_view_if_needed()
+    control = figure.locator("select, input").last
+    control.focus()
     page.evaluate(
         """([selector, n]) => {
-            const picture = document.querySelectorAll(selector)[n].querySelector(':scope > .widget-html');
+            const figure = document.querySelectorAll(selector)[n];
             window.changed = new Promise(done => new MutationObserver((_, own) => {
-                own.disconnect(); done(performance.now() - window.pressed);
-            }).observe(picture, {subtree: true, childList: true, characterData: true}));
+                own.disconnect(); requestAnimationFrame(() => done(performance.now() - window.pressed));
+            }).observe(figure, {subtree: true, attributeFilter: ['hidden']}));
             document.addEventListener('keydown', () => window.pressed = performance.now(), {once: true, capture: true});
         }""",
         [PICTURES, n],
     )
-    if handle.get_attribute("aria-valuenow"):
-        at, top = (float(handle.get_attribute(f"aria-{name}")) for name in ("valuenow", "valuemax"))
-        page.keyboard.press("ArrowRight" if at < top else "ArrowLeft")
-    else:
-        page.keyboard.press("Enter")
+    at, options = int(control.input_value()), int(control.get_attribute("data-options"))
+    page.keyboard.press("ArrowRight" if at < options - 1 else "ArrowLeft")
     return page.evaluate("window.changed")
 
 
@@ -74,25 +67,24 @@ def test_a_notebook_runs_and_its_widgets_move(lab, opened, tmp_path, name, task)
     tab.run_all()
     tab.wait()
     assert tab.errors() == []
-    assert tab.page.locator(".widget-html:has-text('Error displaying')").count() == 0
     count = tab.page.locator(PICTURES).count()
     assert count >= WIDGETS.get(name[:2], 0)
     for n in range(count):
-        assert tab.page.locator(PICTURES).nth(n).locator("svg[role=img]").count() == 1
         move(tab.page, n)
+        assert tab.page.locator(PICTURES).nth(n).locator(".frame:visible").count() == 1
         tab.page.locator(PICTURES).nth(n).screenshot(path=tmp_path / f"{name}-{task}-{n}.png")
     tab.picture(tmp_path / f"{name}-{task}.png")
     assert tab.asked == [], "nothing from the network"
 
 
-def test_a_slider_moves_the_picture_every_time(lab, opened, tmp_path, record_property):
+def test_a_slider_moves_the_picture_at_once(lab, opened, tmp_path):
     tab = opened(copied(lab, "01_data_preparation", "classification", tmp_path / "study"))
     tab.run_all()
     tab.wait()
     for n in range(tab.page.locator(PICTURES).count()):
         took = statistics.median(move(tab.page, n) for _ in range(MOVES))
-        record_property(f"widget {n}, milliseconds from key to picture", round(took))
         print(f"widget {n}: {took:.0f} ms from key to picture, median of {MOVES}")
+        assert took < 200
 
 
 TRAINING = """
@@ -107,25 +99,24 @@ configs = study.runs(data.fingerprint, ("centralized",))
 """
 
 
-def test_training_tells_the_time_left_and_interrupted_goes_on_later(lab, opened, tmp_path):
+def test_training_counts_rounds_and_an_interrupt_is_one_line(lab, opened, tmp_path):
     cells = [TRAINING.replace("OUT", repr(str(tmp_path / "study"))), "runs = run_all(configs, data, store)"]
     book = new_notebook(cells=[new_code_cell(source) for source in cells])
     book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(book, lab.folder / "stop.ipynb")
     tab = opened("stop.ipynb")
     tab.run_all()
-    words = tab.page.locator("[role=status]", has_text="turn 2")
+    words = tab.page.locator(".jp-OutputArea-output", has_text=re.compile(r"training: [1-9]\d* of 400 rounds"))
     words.wait_for(timeout=120_000)
     assert "left" in words.inner_text()
     tab.page.screenshot(path=tmp_path / "training.png")
     tab.page.locator('[data-command="notebook:interrupt-kernel"]').first.click()
     tab.wait()
-    (error,) = tab.errors()
-    assert "KeyboardInterrupt" in error
+    assert [error.strip() for error in tab.errors()] == ["Interrupted; run the cell again to resume."]
     (status,) = (tmp_path / "study" / "runs").glob("*/status.json")
     assert json.loads(status.read_text())["state"] == "queued"
-    assert tab.page.locator(".jp-OutputArea-output", has_text="0 of 1 runs done").count() == 1, "what the bar said last"
     tab.run_all()
     tab.page.locator(".jp-OutputArea-output", has_text="[1/1]").wait_for()
+    tab.page.screenshot(path=tmp_path / "resumed.png")
     assert tab.errors() == []
     assert json.loads(status.read_text())["state"] == "done"

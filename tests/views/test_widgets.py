@@ -1,14 +1,14 @@
-"""Widgets: each state has its picture, a move is drawn at once, and the numbers in it are those of the tables."""
+"""Widgets: every state has its frame and caption, a page stays light, and the numbers are those of the tables."""
 
 import base64
 import io
+import itertools
 import re
-import statistics as numbers
-import time
-from xml.etree import ElementTree
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from bs4 import BeautifulSoup
 from PIL import Image
 
 from fedlib import analysis
@@ -18,9 +18,11 @@ from fedlib.study import experiment
 from fedlib.training import execution
 from fedlib.training.run_store import RunStore
 from fedlib.views import plots, widgets
-from tests.helpers import python, run_config
+from fedlib.views.player import Frame, Player
+from tests.conftest import TASKS
+from tests.helpers import run_config
 
-SVG = "{http://www.w3.org/2000/svg}"
+NAMES = ("viewer", "partition_explorer", "round_player", "result_explorer")
 
 
 @pytest.fixture(scope="module")
@@ -35,152 +37,116 @@ def study(data, **changes):
     return StudyConfig.make(task=data.task, profile="smoke", out_dir="nowhere", **changes)
 
 
-@pytest.fixture(params=["viewer", "partition_explorer", "round_player", "result_explorer"])
-def explorer(request, data, runs):
+@pytest.fixture(scope="module", params=itertools.product(NAMES, TASKS), ids="-".join)
+def player(request, prepared, runs):
     """Every widget of every task."""
+    name, task = request.param
+    data = prepared[task]
     return {
         "viewer": lambda: widgets.viewer(data),
         "partition_explorer": lambda: widgets.partition_explorer(data, study(data)),
-        "round_player": lambda: widgets.round_player(runs[data.task]),
-        "result_explorer": lambda: widgets.result_explorer(analysis.compare(runs[data.task])),
-    }[request.param]()
+        "round_player": lambda: widgets.round_player(runs[task]),
+        "result_explorer": lambda: widgets.result_explorer(analysis.compare(runs[task])),
+    }[name]()
 
 
-def drawn(shown):
-    """The picture as a tree: it is well-formed, and says in words what it shows."""
-    tree = ElementTree.fromstring(shown.picture)
-    assert tree.get("role") == "img"
-    assert len(tree.get("aria-label")) > 10
-    return tree
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures of the frames instead of their images, which take most of the time."""
+    collected = []
+    monkeypatch.setattr(widgets, "figure_url", lambda figure: collected.append(figure) or plt.close(figure) or "data:,")
+    return collected
 
 
-def titles(shown):
-    """What the marks say when pointed at."""
-    return [title.text for title in drawn(shown).iter(f"{SVG}title")]
+def frame_of(player, *options):
+    """The frame that a player shows for these options, in the order of its controls."""
+    return player.frames[list(itertools.product(*player.controls.values())).index(options)]
 
 
-def pixels(shown):
-    link = "{http://www.w3.org/1999/xlink}href"
-    image = next(drawn(shown).iter(f"{SVG}image"))
-    content = image.get("href") or image.get(link)
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content.partition(",")[2]))))
+def pixels(frame):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(frame.image.partition(",")[2]))))
 
 
-def values(explorer):
-    return dict(explorer.start)
+def test_every_combination_has_its_own_caption_and_one_is_shown(player):
+    page = BeautifulSoup(player._repr_html_(), "html.parser")
+    frames = page.select(".frame")
+    assert len(frames) == np.prod([len(options) for options in player.controls.values()])
+    (shown,) = [frame for frame in frames if not frame.has_attr("hidden")]
+    assert shown["data-caption"] == page.output.text
+    captions = [frame["data-caption"] for frame in frames]
+    assert len(set(captions)) == len(captions)
+    assert min(map(len, captions)) > 10
+    assert [image["alt"] for image in page.select("img")] == [frame["data-caption"] for frame in frames if frame.img]
 
 
-def controls_of(box):
-    return {one.description: one for one in box.children[0].children}
+def test_every_control_has_a_name_and_an_order(player):
+    page = BeautifulSoup(player._repr_html_(), "html.parser")
+    assert [label.find(string=True).strip() for label in page.select("label")] == list(player.controls)
+    for control, options in zip(page.select("select, input"), player.controls.values(), strict=True):
+        assert int(control["data-options"]) == len(options)
 
 
-def test_every_control_moves_the_picture(explorer):
-    box = explorer.live()
-    picture = box.children[1]
-    assert picture.value == explorer.draw(**explorer.start).picture
-    slider = controls_of(box)[list(explorer.axes)[-1]]
-    before = picture.value
-    if hasattr(slider, "index"):
-        slider.index = len(slider.options) - 1
-    else:
-        slider.value = slider.min if slider.value != slider.min else slider.value + 1
-    assert picture.value != before
-    assert "aria-live" in box.children[2].value
+def test_a_page_stays_light_and_needs_nothing_from_outside(player):
+    html = player._repr_html_()
+    assert len(html) < 1_000_000
+    assert re.findall(r'(?:src|href)="(?!data:)', html) == []
+    assert plt.get_fignums() == [], "every figure is closed"
 
 
-def test_every_control_has_a_name(explorer):
-    assert all(name and len(name) > 2 for name in controls_of(explorer.live()))
+def test_words_cannot_break_the_page():
+    player = Player(lambda name: Frame("data:,", f'<b>{name}</b> & "quoted"'), {"a <i>": ["x'", 'y"']})
+    page = BeautifulSoup(player._repr_html_(), "html.parser")
+    assert not page.select("b, i")
+    assert page.output.text == '<b>x\'</b> & "quoted"'
+    assert [option.text for option in page.select("option")] == ["x'", 'y"']
 
 
-def test_every_still_of_the_twin_is_another(explorer):
-    frames = re.findall(r'<div class="frame" data-caption="([^"]*)"( hidden)?>', explorer.twin())
-    assert len(frames) == np.prod([len(options) for options in explorer.axes.values()])
-    assert sum(not hidden for _, hidden in frames) == 1
-    assert len({caption for caption, _ in frames}) == len(frames)
+def test_images_are_those_of_the_set(images):
+    player = widgets.viewer(images)
+    window, number = next(iter(player.controls["grey values"])), player.controls["image"][1]
+    row = images.split("train")[number - 1]
+    frame = frame_of(player, window, number)
+    assert np.array_equal(pixels(frame), images.images[row, 0])
+    assert frame.caption.endswith(images.classes[images.labels[row]].replace("_", " "))
 
 
-def test_a_twin_is_light(explorer):
-    assert len(explorer.twin()) < 500_000
+def test_a_narrow_window_shows_more_contrast_and_a_high_level_is_dark(images):
+    player = widgets.viewer(images)
+    whole, dark, middle, bright = (
+        pixels(frame_of(player, window, 1)).astype(float) for window in player.controls["grey values"]
+    )
+    assert middle.std() > whole.std()
+    assert dark.mean() > middle.mean() > bright.mean()
 
 
-def test_without_a_front_end_the_twin_is_all(explorer):
-    assert set(explorer._repr_mimebundle_()) == {"text/html", "text/plain"}
-
-
-def test_with_a_front_end_the_twin_comes_along(explorer, monkeypatch):
-    monkeypatch.setattr("fedlib.views.widgets.explorer.is_live", lambda: True)
-    bundle = explorer._repr_mimebundle_()
-    assert set(bundle) == {"text/html", "text/plain", "application/vnd.jupyter.widget-view+json"}
-    assert bundle["text/plain"] == repr(explorer)
-
-
-def test_a_move_is_drawn_within_a_tenth_of_a_second(explorer):
-    """Of the processor's time: a test must not fail because others compute."""
-    states = [explorer.start | change for change in list(explorer.axes.values())[-1].values()]
-    took = []
-    for n in range(30):
-        began = time.thread_time()
-        explorer.draw(**states[n % len(states)])
-        took.append(time.thread_time() - began)
-    assert numbers.median(took) < 0.1
-
-
-def test_batch_runs_do_not_wait_for_ipywidgets():
-    done = python("-c", "import sys, fedlib.views.widgets; print('ipywidgets' in sys.modules)")
-    assert done.stdout.strip() == "False"
-
-
-def test_images_are_stepped_through_and_named(images):
-    rows = images.split("test")[:3]
-    viewer = widgets.viewer(images, rows, {"all normal": np.full(3, images.classes.index("Normal"))})
-    shown = viewer.draw(**values(viewer) | {"number": 2})
-    assert np.array_equal(pixels(shown), images.images[rows[1], 0])
-    assert shown.caption == f"image 2 of 3: {images.classes[images.labels[rows[1]]]}; all normal: Normal"
-
-
-def test_a_narrow_window_is_black_and_white(images):
-    viewer = widgets.viewer(images)
-    narrow = pixels(viewer.draw(**values(viewer) | {"window": 1, "level": 100}))
-    assert set(np.unique(narrow)) <= {0, 255, *range(110, 145)}, "one grey value lies within"
-    high = pixels(viewer.draw(**values(viewer) | {"window": 100, "level": 200})).mean()
-    assert high < pixels(viewer.draw(**values(viewer) | {"window": 100, "level": 60})).mean()
-
-
-def test_window_and_level_of_a_ct_are_hounsfield_units(volumes):
-    viewer = widgets.viewer(volumes)
+def test_the_window_of_a_ct_is_in_hounsfield_units(volumes):
     low, high = next(one["value"] for one in volumes.manifest["choices"] if one["setting"] == "window")
-    assert viewer.start["window"] == high - low
-    assert viewer.start["level"] == (high + low) / 2
-    assert "window, HU" in controls_of(viewer.live())
+    assert widgets.viewer(volumes).controls["show"][0] == f"window {high - low:.0f}, level {(high + low) / 2:.0f} (HU)"
 
 
-@pytest.mark.parametrize(("cut", "axis"), [("slices", 2), ("across, from the front", 1), ("across, from the side", 0)])
-def test_a_cut_shows_its_plane_with_true_and_predicted_outlines(volumes, cut, axis):
+def test_the_truth_is_hidden_until_the_reader_asks(images):
+    rows = images.split("test")[:3]
+    player = widgets.viewer(images, rows, {"all normal": np.full(3, images.classes.index("Normal"))})
+    for frame, row in zip(player.frames, rows, strict=False):
+        assert not any(name.replace("_", " ") in frame.caption for name in images.classes)
+        answer = BeautifulSoup(frame.below, "html.parser").details
+        assert not answer.has_attr("open")
+        assert f"truth: {images.classes[images.labels[row]].replace('_', ' ')}; all normal: Normal" in answer.text
+
+
+def test_outlines_of_volumes_are_shown_when_asked_for(volumes):
     rows = volumes.split("test")[:2]
-    moved = np.roll(volumes.labels[rows], 2, axis=3)
-    viewer = widgets.viewer(volumes, rows, {"moved": moved})
-    index = int((volumes.labels[rows[1]] > 0).sum(axis=tuple({0, 1, 2} - {axis})).argmax())
-    state = values(viewer) | {"case": 1, "cut": cut, "position": index + 1, "outline": "true and moved"}
-    shown = viewer.draw(**state)
-    plane = np.take(volumes.images[rows[1], 0], index, axis=axis)
-    assert np.array_equal(pixels(shown), plane[::-1, ::-1].T)
-    paths = list(drawn(shown).iter(f"{SVG}path"))
-    assert [bool(path.get("stroke-dasharray")) for path in paths] == [False, False, True, True]
-    assert f"{index + 1} of {volumes.images.shape[2 + axis]}" in shown.caption
-
-
-def test_an_outline_lies_on_the_border_of_its_structure(volumes):
-    viewer = widgets.viewer(volumes)
-    row = volumes.split("train")[0]
-    index = int((volumes.labels[row] == 1).sum(axis=(0, 1)).argmax())
-    shown = viewer.draw(**values(viewer) | {"position": index + 1, "outline": "true"})
-    path = list(drawn(shown).iter(f"{SVG}path"))[-1]  # the left ventricle is drawn last, on top
-    corners = np.array([[float(n) for n in pair.split()] for pair in re.split("[MLZ]+", path.get("d")) if pair])
-    mask = (volumes.labels[row][..., index] == 1)[::-1, ::-1].T
-    rows, columns = np.nonzero(mask)
-    pixel = 320 / max(mask.shape)
-    assert corners.min(axis=0) == pytest.approx(np.array([columns.min(), rows.min()]) * pixel, abs=0.51 * pixel)
-    assert corners.max(axis=0) == pytest.approx(np.array([columns.max() + 1, rows.max() + 1]) * pixel, abs=0.51 * pixel)
+    player = widgets.viewer(volumes, rows, {"moved": np.roll(volumes.labels[rows], 2, axis=3)})
+    names, shows, slices = player.controls.values()
+    assert player.first[1] == 0
+    coloured = {}
+    for show in shows:
+        frames = [pixels(frame_of(player, names[1], show, position)).astype(int) for position in slices]
+        coloured[show] = sum((frame.max(axis=2) - frame.min(axis=2) > 60).sum() for frame in frames)
+    whole, truth, both = (coloured[show] for show in shows)
+    assert (shows[1:], whole) == (["truth", "truth and moved"], 0)
+    assert 0 < truth < both
+    assert "LV outlined in orange" in frame_of(player, names[0], "truth", slices[0]).caption
 
 
 def test_predictions_of_other_cases_are_refused(volumes):
@@ -188,95 +154,106 @@ def test_predictions_of_other_cases_are_refused(volumes):
         widgets.viewer(volumes, volumes.split("test")[:2], {"one": volumes.labels[:1]})
 
 
-@pytest.mark.parametrize(("kind", "need"), [("balanced", {}), ("unbalanced", {"ratio": 3}), ("label_skew", {"alpha": 0.5})])
-def test_bars_are_the_partition_of_the_runs(images, kind, need):
-    explorer = widgets.partition_explorer(images, study(images))
-    shown = explorer.draw(**values(explorer) | {"clients": 3, "kind": kind, "seed": 2, **need})
-    told = {"partition": kind, "unbalance_ratio": need.get("ratio", 1), "alpha": need.get("alpha", 0.5)}
-    config = run_config(images, "federated", n_clients=3, seed=2, **told)
+@pytest.mark.parametrize(
+    ("setting", "changes"),
+    [
+        ("balanced", {"partition": "balanced"}),
+        ("unbalanced, ratio 3", {"partition": "unbalanced", "unbalance_ratio": 3}),
+        ("label skew, alpha 0.5", {"partition": "label_skew", "alpha": 0.5}),
+    ],
+)
+def test_bars_are_the_partition_of_the_runs(images, setting, changes, figures):
+    player = widgets.partition_explorer(images, study(images, client_counts="2,3", seed=2, unbalance_ratio=3, alpha=0.5))
+    config = run_config(images, "federated", n_clients=3, seed=2, **changes)
+    sizes = ", ".join(str(len(rows)) for rows in partition.clients_of(config, images))
+    assert f"3 clients, {setting}: {sizes}" in frame_of(player, 3, setting).caption
+
+
+def test_a_client_without_a_class_is_named(images, figures):
+    player = widgets.partition_explorer(images, study(images, client_counts=4, seed=1))
+    config = run_config(images, "federated", n_clients=4, seed=1, partition="label_skew", alpha=0.1)
     table = partition.table(images.cases, partition.clients_of(config, images)).drop(columns=["total", "share"])
-    counts = {f"client {client}, {name.replace('_', ' ')}: {count}" for client, row in table.iterrows()
-              for name, count in row.items()}  # fmt: skip
-    assert set(titles(shown)) == counts
+    missing = [
+        f"Client {client} has no {name.replace('_', ' ')}." for name in table for client in table.index[table[name] == 0]
+    ]
+    assert missing
+    assert [words for words in missing if words not in frame_of(player, 4, "label skew, alpha 0.1").caption] == []
 
 
-def test_what_cannot_be_dealt_is_a_sentence(images):
-    explorer = widgets.partition_explorer(images, study(images))
-    shown = explorer.draw(**values(explorer) | {"clients": 16, "kind": "balanced"})
-    assert "n_clients = 16" in shown.caption
-    assert 'role="alert"' in shown.picture
+def test_an_impossible_partition_is_a_sentence(images, figures):
+    player = widgets.partition_explorer(images, study(images, client_counts="2,16"))
+    frame = frame_of(player, 16, "balanced")
+    assert "n_clients = 16" in frame.caption
+    assert frame.image == ""
 
 
-def test_only_the_controls_that_a_partition_needs_are_on(images, volumes):
-    controls = controls_of(widgets.partition_explorer(images, study(images)).live())
-    for kind, on in {"balanced": set(), "unbalanced": {"ratio"}, "label_skew": {"alpha"}}.items():
-        controls["partition"].value = kind
-        assert {name for name in ("ratio", "alpha", "group by") if not controls[name].disabled} == on
-    assert "label_skew" not in controls_of(widgets.partition_explorer(volumes, study(volumes)).live())["partition"].options
+def test_hearts_have_no_label_skew(volumes, figures):
+    settings = widgets.partition_explorer(volumes, study(volumes)).controls["partition"]
+    assert settings[0] == "balanced"
+    assert not any("label skew" in setting for setting in settings)
 
 
-def test_a_round_shows_what_the_tables_say(runs, data):
+def test_a_round_shows_what_the_tables_say(runs, data, figures):
     federated = runs[data.task][2]
     player = widgets.round_player(federated)
-    shown = player.draw(run=0, round=1)
-    clients = federated.clients[federated.clients["round"] == 1]
-    losses = {f"client {row.client + 1}: {row.loss:.3f}" for row in clients.itertuples()}
-    weights = {f"client {row.client + 1}: {row.n / clients['n'].sum():.3f}" for row in clients.itertuples()}
-    assert losses | weights <= set(titles(shown))
     first = federated.rounds.iloc[0]
-    assert all(f"{first[metric]:.3f}" in shown.caption for metric in execution.tasks.get(data.task).PRIMARY)
-    assert "round 1 of 2" in shown.caption
-    assert len(titles(player.draw(run=0, round=2))) == len(titles(shown))
-
-
-def test_predictions_are_played_where_there_is_one_model(runs, data):
-    player, federated = widgets.round_player(runs[data.task]), runs[data.task][2]
-    shown = player.draw(run=2, round=1)
-    cases = federated.validation.query("round == 1")
+    assert "round 1 of 2" in player.frames[0].caption
+    assert all(f"{first[metric]:.3f}" in player.frames[0].caption for metric in execution.tasks.get(data.task).PRIMARY)
+    _, losses, predictions, key = figures[1].axes
+    for line, (_, part) in zip(losses.lines, federated.clients.groupby("client"), strict=True):
+        assert line.get_ydata().tolist() == part["loss"].tolist()
+    clients = federated.clients[federated.clients["round"] == 2]
+    weights = [f"client {row.client + 1}: {row.n / clients['n'].sum():.2f}" for row in clients.itertuples()]
+    assert [text.get_text() for text in key.get_legend().get_texts()] == weights
+    cases = federated.validation.query("round == 2")
     if data.task == "classification":
-        right = {f"{name}: {(own['prediction'] == name).sum()} of {len(own)} right" for name, own in cases.groupby("truth")}
-        assert right <= set(titles(shown))
-        wrong = [title for title in titles(shown) if "taken for" in title or "none wrong" in title]
-        assert len(wrong) == cases["truth"].nunique()
+        heights = [bar.get_height() for bar in predictions.containers[0]]
+        assert heights == [(part["prediction"] == name).mean() for name, part in cases.groupby("truth")]
     else:
-        assert {f"volume 1, DSC, myocardium: {cases['dice_Myo'].iloc[0]:.3f}"} <= set(titles(shown))
-    assert len(titles(player.draw(run=0, round=1))) < len(titles(shown)), "centralized: no average"
+        assert predictions.lines[1].get_ydata().tolist() == cases["dice_Myo"].tolist()
 
 
-def test_a_client_that_was_absent_is_called_that(images, tmp_path):
+def test_clients_differ_in_colour_or_dashes_and_nothing_is_clipped(tmp_path, figures):
+    """Sixteen clients: the fault of lines that were all blue, and of labels that ran off the top."""
+    config = StudyConfig.make(profile="smoke", out_dir=tmp_path, client_counts=16).runs("f" * 64, ("federated",))[0]
+    record = RunStore(tmp_path).begin(config)
+    record.log_rounds([{"round": n, "accuracy": 0.5, "sensitivity": 0.5} for n in (1, 2)])
+    record.log_clients([{"round": n, "client": c, "n": 10, "loss": (1 + c) / n} for n in (1, 2) for c in range(16)])
+    widgets.round_player(record.finish({}, {"weights_sha256": "w"}))
+    for figure in figures:
+        figure.draw_without_rendering()
+        styles = {(line.get_color(), line.get_linestyle()) for line in figure.axes[1].lines}
+        assert len(styles) == 16
+        texts = [text for axis in figure.axes for text in (axis.title, axis.xaxis.label)]
+        texts += [text for axis in figure.axes if axis.get_legend() for text in axis.get_legend().get_texts()]
+        inside = figure.bbox.padded(1)
+        boxes = [text.get_window_extent() for text in texts if text.get_text() and text.get_visible()]
+        assert all(inside.contains(*box.min) and inside.contains(*box.max) for box in boxes)
+
+
+def test_a_client_that_was_absent_is_called_that(images, tmp_path, figures):
     record = RunStore(tmp_path).begin(run_config(images, "federated"))
-    row = {"round": 1, "client": 0, "n": 10, "loss": 1.0}
-    record.log_clients([row, {"round": 1, "client": 1, "n": 0, "absent": "client 1: late"}])
-    record.log_rounds([{"round": 1, "accuracy": 0.5, "sensitivity": 0.5}])
-    run = record.finish({}, {"weights_sha256": "w"})
-    shown = widgets.round_player(run).draw(run=0, round=1)
-    assert "absent" in [text.text for text in drawn(shown).iter(f"{SVG}text")]
-    assert "client 1: 1.000" in titles(shown)
-
-
-def test_play_moves_the_rounds(runs):
-    box = widgets.round_player(runs["classification"]).live()
-    controls = controls_of(box)
-    before = box.children[1].value
-    controls["play the rounds"].value = 1
-    assert controls["round"].value == 1
-    assert box.children[1].value != before
+    rows = [{"round": n, "client": c, "n": 10, "loss": 1.0} for n in (1, 2) for c in (0, 1)]
+    rows[3] |= {"n": 0, "loss": np.nan, "absent": "client 1: late"}
+    record.log_clients(rows)
+    record.log_rounds([{"round": n, "accuracy": 0.5, "sensitivity": 0.5} for n in (1, 2)])
+    widgets.round_player(record.finish({}, {"weights_sha256": "w"}))
+    assert [[text.get_text() for text in figure.axes[3].get_legend().get_texts()] for figure in figures] == [
+        ["client 1: 0.50", "client 2: 0.50"],
+        ["client 1: 1.00", "client 2: absent"],
+    ]
 
 
 def test_results_are_those_of_the_table(runs, data):
     table = analysis.compare(runs[data.task])
-    explorer = widgets.result_explorer(table)
-    metric = table["metric"].iloc[-1]
-    shown = explorer.draw(metric=metric, show="score", mode="all", partition="all")
-    assert {title.partition(" [")[0].rpartition(": ")[2] for title in titles(shown)} == {
-        f"{value:.3f}" for value in table.loc[table["metric"] == metric, "value"]
-    }
-    local = explorer.draw(metric=metric, show="difference from centralized", mode="local", partition="all")
-    (title,) = titles(local)
-    assert title.startswith("local, 2 clients, balanced")
-    assert "verdict" in local.below
-    dashes = [line.get("stroke-dasharray") for line in drawn(local).iter(f"{SVG}polyline")]
-    assert [dashes.count(kind) for kind in ("4 4", "1 4")] == [1, 2], "no difference, and the margin on both sides"
+    player = widgets.result_explorer(table)
+    assert len(player.controls["metric"]) == table["metric"].nunique()
+    for metric, name in zip(table["metric"].unique(), player.controls["metric"], strict=True):
+        arms = table[table["metric"] == metric]
+        score = frame_of(player, name, "score", "all").below
+        assert [value for value in arms["value"] if f"{value:.3f}" not in score] == []
+        difference = frame_of(player, name, "difference from centralized", "balanced").below
+        assert [verdict for verdict in arms["verdict"].dropna() if verdict not in difference] == []
 
 
 def test_the_worst_cases_come_first(runs, data):

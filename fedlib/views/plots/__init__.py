@@ -1,11 +1,12 @@
-"""The pictures of the notebooks and the report: of prepared sets (`images`) and of the run store (`results`)."""
+"""Figures of the notebooks and the report: of prepared sets (`images`) and of the run store (`results`)."""
 
-from fedlib.views.plots.images import contours, gallery, intensities, partitions, volumes, worst_first
+from fedlib.views.plots.images import contours, gallery, intensities, masks, partitions, volumes, worst_first
 from fedlib.views.plots.picture import COLOURS, Picture
 from fedlib.views.plots.results import (
     arm_name,
     comparison,
     confusion,
+    differences,
     learning_curves,
     reliability,
     spread,
@@ -19,9 +20,11 @@ __all__ = [
     "comparison",
     "confusion",
     "contours",
+    "differences",
     "gallery",
     "intensities",
     "learning_curves",
+    "masks",
     "partitions",
     "reliability",
     "spread",

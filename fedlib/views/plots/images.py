@@ -1,31 +1,36 @@
-"""Pictures of prepared sets: what the models are trained and tested on, and what they make of it."""
+"""Figures of prepared sets: images, grey values, volumes, partitions, and predicted outlines."""
+
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.lines import Line2D
 
 from fedlib import tasks
 from fedlib.data.dataset import PreparedSet
 from fedlib.training.run_store import Run
-from fedlib.views.plots.picture import DASHES, PAGE, SOFT, Picture, grid, picture, styled
+from fedlib.views.plots.picture import DASHES, INK, PAGE, SOFT, Picture, grid, picture, styled
 
 STRUCTURE_COLOURS = ("#ffb000", "#1fa8ff")
-PLANES = ("slice", "across the slices")
-"""Axial and coronal in CT; short-axis MRI is neither, so no such name is printed."""
+"""Orange and blue: distinct on grey images and with each kind of colour blindness."""
+TRUE_DASHES, PREDICTED_DASHES = "solid", (0, (3, 2))
+AXES = {"slice": 2, "cut across the slices": 1}
+"""The axis of a volume (X, Y, Z) that a plane is taken along. Axial and coronal in CT; short-axis MRI is neither."""
 HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "++", "--")
-"""Of stacked bars: told apart without colour."""
+"""Of stacked bars, so that no class depends on its colour."""
 
 
 @styled
 def gallery(data: PreparedSet, columns: int = 5) -> Picture:
-    """The first training cases: a row per class, or two slices per volume with the structures outlined."""
+    """Show the first training cases: a row per class, or two planes per volume with the structures outlined."""
     return _image_gallery(data, columns) if data.task == "classification" else _volume_gallery(data, columns)
 
 
 def _image_gallery(data: PreparedSet, columns: int) -> Picture:
     train, shown = data.split("train"), []
-    figure, axes = grid(len(data.classes), columns, 1.7)
+    figure, axes = grid(len(data.classes), columns, 1.4)
     for number, name in enumerate(data.classes):
         rows = train[data.labels[train] == number][:columns]
         shown.append(rows)
@@ -33,24 +38,35 @@ def _image_gallery(data: PreparedSet, columns: int) -> Picture:
             axis.imshow(data.images[row, 0], cmap="gray", vmin=0, vmax=255)
         axes[number, 0].set_ylabel(name.replace("_", " "), fontsize=9)
     alt = f"{data.manifest['title']}: {columns} training images of each class, {', '.join(data.classes)}."
-    return picture(figure, alt, _listed(data, np.sort(np.concatenate(shown))))
+    return picture(figure, alt, _case_table(data, np.sort(np.concatenate(shown))))
 
 
 def _volume_gallery(data: PreparedSet, columns: int) -> Picture:
     rows = data.split("train")[:columns]
-    figure, axes = grid(2, columns, 1.9)
-    for column, row in enumerate(rows):
-        for axis, plane in zip(axes[:, column], PLANES, strict=True):
-            _slice(axis, data, row, plane, [data.labels[row]])
-    for axis, plane in zip(axes[:, 0], PLANES, strict=True):
-        axis.set_ylabel(plane)
-    what = f"a slice, and a cut across the slices, of {len(rows)} training volumes"
-    return picture(figure, f"{data.manifest['title']}: {what}; {_outline_words()}.", _listed(data, rows))
+    figure, axes = grid(len(AXES), columns, 1.6)
+    for line, (plane, along) in zip(axes, AXES.items(), strict=True):
+        for axis, row in zip(line, rows, strict=False):
+            draw_slice(axis, data, row, [data.labels[row]], along)
+        line[0].set_ylabel(plane, fontsize=9)
+    _structure_legend(figure, data)
+    alt = f"{data.manifest['title']}: a slice, and a cut across the slices, of {len(rows)} training volumes."
+    return picture(figure, f"{alt} {outline_key(data)}.", _case_table(data, rows))
+
+
+@styled
+def masks(shown: Mapping[str, np.ndarray]) -> Picture:
+    """Show small masks (H, W), True where a structure is, on a grid that lets a reader count pixels."""
+    figure, axes = grid(1, len(shown), 2.4)
+    for axis, (title, mask) in zip(axes[0], shown.items(), strict=True):
+        axis.pcolormesh(mask, cmap="Blues", vmin=0, vmax=1.4, edgecolors=SOFT, linewidth=0.5)
+        axis.set(title=title, aspect="equal")
+        axis.invert_yaxis()
+    return picture(figure, f"Masks of {len(mask)} rows and {len(mask.T)} columns on a grid: {', '.join(shown)}.")
 
 
 @styled
 def intensities(data: PreparedSet, each: int = 100) -> Picture:
-    """Distribution of the grey values of each class (images) or structure (volumes), over `each` training cases of it."""
+    """Plot the density of grey values of each class (images) or structure (volumes), over at most `each` training cases."""
     figure, axis = plt.subplots(figsize=(6.4, 3))
     train, middle, densities = data.split("train"), {}, {}
     for number, (name, colour, dashes) in enumerate(
@@ -65,7 +81,7 @@ def intensities(data: PreparedSet, each: int = 100) -> Picture:
         axis.stairs(share, edges, color=colour, label=name.replace("_", " "), lw=1.5, ls=dashes)
         middle[name] = float(np.median(values))
     axis.set(xlabel="grey value (0 to 255)", ylabel="density")
-    axis.set_ylim(0, min(axis.get_ylim()[1], 0.06))  # black surroundings would press all else flat
+    axis.set_ylim(0, min(axis.get_ylim()[1], 0.06))  # the black background would flatten all else
     axis.legend(fontsize=8)
     words = ", ".join(f"{name} {value:.0f}" for name, value in middle.items())
     shares = pd.DataFrame({"grey value from": edges[:-1:4].astype(int)} | densities)
@@ -74,7 +90,7 @@ def intensities(data: PreparedSet, each: int = 100) -> Picture:
 
 @styled
 def volumes(data: PreparedSet) -> Picture:
-    """Volume of each structure as prepared against as labelled, in ml: what resampling and crop changed."""
+    """Plot the volume of each structure as prepared against as labelled, in ml: the effect of resampling and crop."""
     figure, axis = plt.subplots(figsize=(4.6, 3.6))
     words = []
     for structure, colour, marker in zip(data.classes[1:], STRUCTURE_COLOURS, "os", strict=True):
@@ -90,56 +106,67 @@ def volumes(data: PreparedSet) -> Picture:
 
 
 @styled
-def partitions(data: PreparedSet, dealt: dict[str, list[np.ndarray]]) -> Picture:
-    """Training cases of each client, stacked by class; one panel for each title in `dealt`."""
-    figure, axes = plt.subplots(1, len(dealt), figsize=(max(4.2, 3.2 * len(dealt)), 2.8), sharey=True, squeeze=False)
+def partitions(data: PreparedSet, clients_by_title: dict[str, list[np.ndarray]]) -> Picture:
+    """Plot the training cases of each client, stacked by class; one panel for each title."""
+    n = len(clients_by_title)
+    figure, axes = plt.subplots(1, n, figsize=(max(4.2, 3.2 * n), 2.8), sharey=True, squeeze=False)
     labels = data.cases["label"].replace("", "volumes")
     names, counted = sorted(labels.unique()), []
-    for axis, (title, clients) in zip(axes[0], dealt.items(), strict=True):
-        bottom = np.zeros(len(clients))
+    for axis, (title, clients) in zip(axes[0], clients_by_title.items(), strict=True):
+        numbers, bottom = range(1, len(clients) + 1), np.zeros(len(clients))
         for name, colour, hatch in zip(names, sns.color_palette("colorblind"), HATCHES, strict=False):
             counts = np.array([(labels.iloc[rows] == name).sum() for rows in clients])
-            counted += [
-                {"partition": title, "client": client, "class": name.replace("_", " "), "training cases": count}
-                for client, count in enumerate(counts, 1)
-            ]
-            axis.bar(
-                range(1, len(clients) + 1),
-                counts,
-                bottom=bottom,
-                color=colour,
-                hatch=hatch,
-                edgecolor=PAGE,
-                lw=0.5,
-                label=name.replace("_", " "),
-            )
+            label = name.replace("_", " ")
+            counted += [(title, *row) for row in zip(numbers, [label] * len(clients), counts, strict=True)]
+            axis.bar(numbers, counts, bottom=bottom, color=colour, hatch=hatch, edgecolor=PAGE, lw=0.5, label=label)
             bottom += counts
-        axis.set(title=title, xlabel="client", xticks=range(1, len(clients) + 1))
+        axis.set(title=title, xlabel="client", xticks=numbers)
     axes[0, 0].set_ylabel("training cases")
-    largest = max(len(rows) for clients in dealt.values() for rows in clients)
-    axes[0, 0].set_ylim(0, 1.05 * largest)  # an absent class, drawn on top with no height, would end the axis at the bar
+    largest = max(len(rows) for clients in clients_by_title.values() for rows in clients)
+    axes[0, 0].set_ylim(0, 1.05 * largest)  # an absent class, drawn on top without height, would end the axis at the bar
     if len(names) > 1:
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), fontsize=8)
-    sizes = "; ".join(f"{title}: {', '.join(str(len(rows)) for rows in clients)}" for title, clients in dealt.items())
-    return picture(figure, f"Training cases of each client. {sizes}.", pd.DataFrame(counted))
+    sizes = [f"{title}: {', '.join(str(len(rows)) for rows in clients)}" for title, clients in clients_by_title.items()]
+    table = pd.DataFrame(counted, columns=["partition", "client", "class", "training cases"])
+    return picture(figure, f"Training cases of each client. {'; '.join(sizes)}.", table)
 
 
 @styled
-def contours(data: PreparedSet, predictions: dict[str, np.ndarray], rows: np.ndarray) -> Picture:
-    """True outlines beside predicted ones. `predictions` maps a title to label volumes (len(rows), X, Y, Z)."""
-    figure, axes = grid(1 + len(predictions), len(rows), 2.0)
+def contours(
+    data: PreparedSet, predictions: Mapping[str, np.ndarray], rows: np.ndarray, titles: Sequence[str] = ()
+) -> Picture:
+    """Show true and predicted outlines of volumes, with the DSC of each structure; a column per row number in `rows`.
+
+    `predictions` maps a title to label volumes (len(rows), X, Y, Z); `titles` names the columns, such as worst and best.
+    """
+    figure, axes = grid(1 + len(predictions), len(rows), 2.1)
+    names, scores = list(data.cases["case"].iloc[rows]), []
     for column, row in enumerate(rows):
-        _slice(axes[0, column], data, row, PLANES[0], [data.labels[row]])
-        for line, predicted in enumerate(predictions.values(), 1):
-            _slice(axes[line, column], data, row, PLANES[0], [predicted[column]])
+        draw_slice(axes[0, column], data, row, [data.labels[row]])
+        axes[0, column].set_title("\n".join([*titles[column : column + 1], names[column]]), fontsize=9)
+        for line, (title, predicted) in enumerate(predictions.items(), 1):
+            draw_slice(axes[line, column], data, row, [predicted[column]])
+            dice = {name: _dice(predicted[column], data.labels[row], n) for n, name in enumerate(data.classes) if n}
+            axes[line, column].set_xlabel(", ".join(f"{name} {value:.2f}" for name, value in dice.items()), fontsize=9)
+            scores.append({"case": names[column], "model": title} | {f"DSC {name}": value for name, value in dice.items()})
     for axis, title in zip(axes[:, 0], ["expert" if not data.manifest["synthetic"] else "truth", *predictions], strict=True):
-        axis.set_ylabel(title, fontsize=9)
-    alt = f"Slices of {len(rows)} test volumes, true and predicted outlines; {_outline_words()}."
-    return picture(figure, alt, _listed(data, rows))
+        axis.set_ylabel(title.replace(", ", "\n"), fontsize=9)
+    _structure_legend(figure, data)
+    alt = f"Slices of {len(rows)} test volumes with true and predicted outlines. {outline_key(data)}."
+    return picture(figure, alt, pd.DataFrame(scores))
+
+
+def _dice(predicted: np.ndarray, truth: np.ndarray, label: int) -> float:
+    """Return the Dice similarity coefficient of one label of two volumes."""
+    both, sizes = ((predicted == label) & (truth == label)).sum(), (predicted == label).sum() + (truth == label).sum()
+    return float(2 * both / sizes) if sizes else float("nan")
 
 
 def worst_first(run: Run, data: PreparedSet) -> np.ndarray:
-    """Row numbers of the test cases of a run with one model, the worst first: by mean DSC, or by the truth's probability."""
+    """Return row numbers of a run's test cases, the worst first: by mean DSC, or by the true class's probability.
+
+    The run has one model for all clients.
+    """
     cases = run.cases
     if run.config.task == "classification":
         score = cases.apply(lambda case: case[f"p_{case['truth']}"], axis=1)
@@ -149,30 +176,49 @@ def worst_first(run: Run, data: PreparedSet) -> np.ndarray:
     return cases["case"].iloc[np.argsort(score, kind="stable")].map(row_of).to_numpy()
 
 
-def _slice(axis: plt.Axes, data: PreparedSet, row: int, plane: str, outlines: list[np.ndarray]) -> None:
-    """Draw the slice with the largest true outline, radiological convention: the patient's right is on the left."""
-    across = 2 if plane == PLANES[0] else 1
-    truth = data.labels[row] > 0
-    index = int(truth.sum(axis=tuple({0, 1, 2} - {across})).argmax())
-    spacing = data.spacing_mm
+def draw_slice(
+    axis: plt.Axes,
+    data: PreparedSet,
+    row: int,
+    outlines: Sequence[np.ndarray],
+    along: int = 2,
+    index: int | None = None,
+    grey: tuple[float, float] = (0, 255),
+) -> None:
+    """Draw a plane of a volume in radiological convention: the patient's right is on the left.
+
+    `outlines`: label volumes (X, Y, Z), the first one solid, others dashed. `index`: position along the axis; None: where
+    the true structures are largest. `grey`: the stored values shown as black and as white.
+    """
+    if index is None:
+        index = int((data.labels[row] > 0).sum(axis=tuple({0, 1, 2} - {along})).argmax())
 
     def cut(volume: np.ndarray) -> np.ndarray:
-        return np.take(volume, index, axis=across)[::-1].T
+        return np.take(volume, index, axis=along)[::-1].T
 
-    axis.imshow(
-        cut(data.images[row, 0]), cmap="gray", vmin=0, vmax=255, origin="lower", aspect=spacing[3 - across] / spacing[0]
-    )
-    for outline in outlines:
+    aspect = data.spacing_mm[3 - along] / data.spacing_mm[0]
+    axis.imshow(cut(data.images[row, 0]), cmap="gray", vmin=grey[0], vmax=grey[1], origin="lower", aspect=aspect)
+    for volume, dashes in zip(outlines, (TRUE_DASHES, PREDICTED_DASHES), strict=False):
         for structure, colour in reversed(list(enumerate(STRUCTURE_COLOURS, 1))):  # the inner outline on top
-            mask = cut(outline) == structure
+            mask = cut(volume) == structure
             if mask.any():
-                axis.contour(mask, levels=[0.5], colors=colour, linewidths=1.2)
+                axis.contour(mask, levels=[0.5], colors=colour, linewidths=1.3, linestyles=[dashes])
 
 
-def _outline_words() -> str:
-    return "left ventricle outlined in orange, myocardium in blue"
+def outline_key(data: PreparedSet) -> str:
+    """Return words for the colours of the structures."""
+    return ", ".join(
+        f"{name} outlined in {colour}" for name, colour in zip(data.classes[1:], ("orange", "blue"), strict=True)
+    )
 
 
-def _listed(data: PreparedSet, rows: np.ndarray) -> pd.DataFrame:
-    """Which cases a picture shows."""
+def _structure_legend(figure: plt.Figure, data: PreparedSet) -> None:
+    lines = [
+        Line2D([], [], color=colour, label=name) for name, colour in zip(data.classes[1:], STRUCTURE_COLOURS, strict=True)
+    ]
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), labelcolor=INK)
+
+
+def _case_table(data: PreparedSet, rows: np.ndarray) -> pd.DataFrame:
+    """Return which cases a figure shows."""
     return data.cases.iloc[rows][["case", "patient", "split", "label"]]

@@ -1,0 +1,243 @@
+"""What a reader moves: images, partitions, rounds and results. Each is a `Player` of frames."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from fedlib import tasks
+from fedlib.config import StudyConfig, UserError
+from fedlib.data import partition
+from fedlib.data.dataset import PreparedSet
+from fedlib.training.run_store import Run
+from fedlib.views.player import Frame, Player, figure_url, image_url, spread
+from fedlib.views.plots import arm_name, comparison, differences, partitions
+from fedlib.views.plots.images import draw_slice, outline_key
+from fedlib.views.plots.picture import DASHES, PAGE, SERIES, STYLE
+
+MOST_IMAGES, MOST_VOLUMES, MOST_SLICES, MOST_RUNS, MOST_ROUNDS = 16, 3, 8, 3, 6
+"""Limits of a player's frames: a page stays light, and drawing takes a few seconds."""
+SIDE = 128
+"""Longest side of an image in pixels."""
+INKS = ("#1c1e21", "#8a919c")
+"""Colours of lines and bars that belong to no client."""
+RATIOS, ALPHAS = (2, 10), (10, 2, 0.5, 0.1)
+"""Settings of a partition, from even to uneven."""
+
+
+def viewer(data: PreparedSet, rows: np.ndarray | None = None, predictions: Mapping[str, np.ndarray] | None = None) -> Player:
+    """Step through cases of a prepared set: images, or slices of volumes, in several windows.
+
+    `rows`: row numbers; None: the first training cases. `predictions` maps a title to what `execution.predict` returned for
+    `rows`. With predictions the truth is hidden until the reader asks for it.
+    Raises ValueError when a prediction has another number of cases than `rows`.
+    """
+    is_image, predictions = data.task == "classification", dict(predictions or {})
+    rows = data.split("train")[:MOST_IMAGES] if rows is None else np.asarray(rows)
+    for title, labels in predictions.items():
+        if len(labels) != len(rows):
+            raise ValueError(f"predictions[{title!r}]: {len(labels)} cases, expected {len(rows)}, one for each of rows")
+    return (_images if is_image else _volumes)(data, rows, predictions)
+
+
+def _images(data: PreparedSet, rows: np.ndarray, predictions: dict[str, np.ndarray]) -> Player:
+    windows = _windows(data)
+
+    def draw(window: str, number: int) -> Frame:
+        row, (low, high) = rows[number - 1], windows[window]
+        pixels = data.images[row, 0].astype(float)
+        pixels = pixels[:: -(-len(pixels) // SIDE), :: -(-len(pixels) // SIDE)]
+        shown = np.clip((pixels - low) * 255 / (high - low), 0, 255).astype(np.uint8)
+        truth, caption = data.classes[data.labels[row]].replace("_", " "), f"image {number} of {len(rows)}, {window}"
+        if not predictions:
+            return Frame(image_url(shown), f"{caption}: {truth}")
+        said = "; ".join(f"{title}: {data.classes[labels[number - 1]]}" for title, labels in predictions.items())
+        answer = f"<details><summary>Show the truth and the prediction</summary>truth: {truth}; {said}</details>"
+        return Frame(image_url(shown), caption, answer.replace("_", " "))
+
+    return Player(draw, {"grey values": list(windows), "image": spread(len(rows), MOST_IMAGES)}, "image")
+
+
+def _volumes(data: PreparedSet, rows: np.ndarray, predictions: dict[str, np.ndarray]) -> Player:
+    windows, names = _windows(data), [str(name) for name in data.cases["case"].iloc[rows[:MOST_VOLUMES]]]
+    whole, depth = next(iter(windows)), data.images.shape[4]
+    shows = ["truth", *(f"truth and {title}" for title in predictions)]
+    shows = [whole, *shows] if predictions else [*windows, *shows]
+
+    def draw(name: str, show: str, position: int) -> Frame:
+        case, figure = names.index(name), plt.figure(figsize=(3.2, 3.2))
+        volumes = [] if show in windows else [data.labels[rows[case]]]
+        volumes += [labels[case] for title, labels in predictions.items() if show == f"truth and {title}"]
+        axis = figure.add_axes((0, 0, 1, 1))
+        axis.axis("off")
+        draw_slice(axis, data, rows[case], volumes, index=position - 1, grey=windows.get(show, windows[whole]))
+        key = f": {outline_key(data)}" * bool(volumes) + ", the truth solid, the prediction dashed" * (len(volumes) > 1)
+        return Frame(figure_url(figure), f"{name}, slice {position} of {depth}, {show}{key}")
+
+    slices = spread(depth, MOST_SLICES)
+    controls = {"volume": names, "show": shows, "slice": slices}
+    return Player(draw, controls, "slice", {"slice": slices[len(slices) // 2]})
+
+
+def _windows(data: PreparedSet) -> dict[str, tuple[float, float]]:
+    """Return the stored values shown as black and white, by name: the whole range, and narrow windows at three levels.
+
+    Names are in Hounsfield units where the manifest has the window of a CT, else in stored grey values.
+    """
+    settings = {choice["setting"]: choice["value"] for choice in data.manifest.get("choices", [])}
+    window = settings.get("window")
+    is_ct = settings.get("modality") == "ct" and isinstance(window, list)
+    (low, high), unit = (window, "HU") if is_ct else ((0, 255), "grey values")
+    found = {}
+    for width, level in ((1, 0.5), (0.4, 0.2), (0.4, 0.5), (0.4, 0.8)):
+        name = f"window {width * (high - low):.0f}, level {low + level * (high - low):.0f} ({unit})"
+        found[name] = (255 * (level - width / 2), 255 * (level + width / 2))
+    return found
+
+
+def partition_explorer(data: PreparedSet, study: StudyConfig) -> Player:
+    """Partition the training cases by the rule that the runs use, for several numbers of clients and settings.
+
+    Starts with the study's largest number of clients. A partition that is impossible is named in a sentence.
+    """
+    train, settings = data.split("train"), {"balanced": ("balanced", 0)}
+    settings |= {f"unbalanced, ratio {r:g}": ("unbalanced", r) for r in sorted({*RATIOS, study.unbalance_ratio})}
+    if data.task == "classification":
+        alphas = sorted({*ALPHAS, study.alpha}, reverse=True)
+        settings |= {f"label skew, alpha {a:g}": ("label_skew", a) for a in alphas}
+    if study.group_column:
+        settings |= {f"by group, {study.group_column}": ("by_group", 0)}
+
+    def draw(clients: int, setting: str) -> Frame:
+        (kind, value), seed, title = settings[setting], study.seeds[0], f"{clients} clients, {setting}"
+        try:
+            if kind == "label_skew":
+                dealt = partition.deal_skewed(data.cases, train, clients, value, seed)
+            elif kind == "by_group":
+                dealt = partition.deal_by_group(data.cases, train, clients, study.group_column)
+            else:
+                dealt = partition.deal(data.cases, train, clients, kind, value, seed)
+        except UserError as refusal:
+            return Frame("", f"{title}: {refusal}")
+        picture = partitions(data, {title: dealt})
+        empty = picture.table[picture.table["training cases"] == 0].itertuples(index=False)
+        missing = "".join(f" Client {client} has no {name}." for _, client, name, _ in empty)
+        return Frame(figure_url(picture.figure), picture.alt + missing, width=picture.width)
+
+    largest = max(study.client_counts)
+    controls = {"clients": sorted(study.client_counts), "partition": list(settings)}
+    return Player(draw, controls, "partition", {"clients": largest})
+
+
+def result_explorer(table: pd.DataFrame) -> Player:
+    """Choose a metric, scores or differences from centralized, and a partition, among the arms of `analysis.compare`.
+
+    Raises ValueError when the table is empty.
+    """
+    if table.empty:
+        raise ValueError("table: no arm in it, expected the table of analysis.compare")
+    metrics = {tasks.NAMES[metric]: metric for metric in table["metric"].unique()}
+    kinds = [kind for kind in table["partition"].unique() if kind != "none"]
+    views = {"score": comparison, "difference from centralized": differences}
+    shows = list(views) if table["difference"].notna().any() else ["score"]
+
+    def draw(metric: str, show: str, kind: str) -> Frame:
+        arms = table[(table["metric"] == metrics[metric]) & (table["partition"].isin([kind, "none"]) | (kind == "all"))]
+        picture = views[show](arms)
+        below = picture.table.to_html(index=False, border=0, na_rep="", float_format="%.3f")
+        return Frame(
+            figure_url(picture.figure), f"test {metric}, {show}, partition {kind}; values below", below, picture.width
+        )
+
+    return Player(draw, {"metric": list(metrics), "show": shows, "partition": ["all", *kinds]})
+
+
+def round_player(runs: Run | Sequence[Run]) -> Player:
+    """Play the rounds of finished runs: validation score, each client's training loss and weight, predictions.
+
+    Shows the first three runs and at most six of their rounds. Raises ValueError when there is no run.
+    """
+    runs = [runs] if isinstance(runs, Run) else list(runs)
+    if not runs:
+        raise ValueError("runs: none, expected at least one finished run")
+    by_name = {f"{arm_name(run.config)}, seed {run.config.seed}": _History(run) for run in runs[:MOST_RUNS]}
+    rounds = spread(min(history.last for history in by_name.values()), MOST_ROUNDS)
+
+    def draw(name: str, number: int) -> Frame:
+        return by_name[name].frame(name, number)
+
+    return Player(draw, {"run": list(by_name), "round": rounds}, "round", {"round": rounds[-1]})
+
+
+class _History:
+    """The tables of a run and their figure after each round."""
+
+    def __init__(self, run: Run):
+        self.rounds, self.clients, self.validation, self.config = run.rounds, run.clients, run.validation, run.config
+        self.metrics, self.last = tasks.get(run.config.task).PRIMARY, int(run.rounds["round"].max())
+        if "absent" not in self.clients:
+            self.clients["absent"] = np.nan
+
+    @plt.rc_context(STYLE)
+    def frame(self, name: str, number: int) -> Frame:
+        """Draw scores, losses, predictions and the clients' weights after a round."""
+        figure, axes = plt.subplots(2, 2, figsize=(7.2, 6))
+        figure.subplots_adjust(0.08, 0.12, 0.98, 0.95, wspace=0.22, hspace=0.36)
+        self._scores(axes[0, 0], number)
+        losses = self._losses(axes[0, 1], number)
+        self._predictions(axes[1, 0], number)
+        axes[1, 1].axis("off")
+        title = "client: weight in the average" if self.config.mode == "federated" else "client: share of the cases"
+        lines, names = axes[0, 1].get_legend_handles_labels()
+        axes[1, 1].legend(lines, names, title=title, loc="center", ncols=1 + (len(names) > 8), fontsize=9)
+        now = self.rounds[self.rounds["round"] == number].iloc[0]
+        words = ", ".join(f"{tasks.NAMES[metric]} {now[metric]:.3f}" for metric in self.metrics)
+        ends = f"{losses.min():.2f} (client {losses.idxmin() + 1}) to {losses.max():.2f} (client {losses.idxmax() + 1})"
+        caption = f"{name}, round {number} of {self.last}: validation {words}; training loss {ends}"
+        return Frame(figure_url(figure), caption, width=720)
+
+    def _by_round(self, axis: plt.Axes, title: str, low: float, high: float) -> None:
+        axis.set(title=title, xlabel="round", xlim=(0.5, self.last + 0.5), ylim=(low, high))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(axis="y")
+
+    def _scores(self, axis: plt.Axes, number: int) -> None:
+        past = self.rounds[self.rounds["round"] <= number]
+        for metric, colour, dashes in zip(self.metrics, INKS, DASHES, strict=False):
+            axis.plot(past["round"], past[metric], color=colour, ls=dashes, marker="o", ms=4, label=tasks.NAMES[metric])
+        self._by_round(axis, "validation score", 0, 1.3)
+        axis.set_yticks((0, 0.5, 1))
+        axis.legend(loc="upper left", fontsize=8)
+
+    def _losses(self, axis: plt.Axes, number: int) -> pd.Series:
+        """Draw a line for each client, named with its weight; return the losses of the round by client."""
+        here = self.clients["absent"].isna()
+        now = self.clients[self.clients["round"] == number].set_index("client")
+        weights = now["n"] / now["n"].sum()
+        for client, part in self.clients[here & (self.clients["round"] <= number)].groupby("client"):
+            weight = f"{weights[client]:.2f}" if client in now.index and pd.isna(now["absent"][client]) else "absent"
+            style = {"color": SERIES[client % len(SERIES)], "ls": DASHES[client // len(SERIES)]}
+            axis.plot(part["round"], part["loss"], marker="o", ms=3, lw=1.4, label=f"client {client + 1}: {weight}", **style)
+        self._by_round(axis, "training loss of each client", 0, 1.05 * self.clients["loss"].max())
+        return now["loss"].dropna()
+
+    def _predictions(self, axis: plt.Axes, number: int) -> None:
+        """Draw how the average predicts the validation cases: right and wrong by class, or the DSC of each volume."""
+        if self.validation is None:
+            axis.axis("off")
+            return
+        cases = self.validation[self.validation["round"] == number]
+        axis.set(ylim=(0, 1.3), yticks=(0, 0.5, 1))
+        if "truth" in cases:
+            right = (cases["truth"] == cases["prediction"]).groupby(cases["truth"]).mean()
+            names = [name.replace("_", "\n").replace(" ", "\n") for name in right.index]
+            axis.bar(names, right, color=INKS[0], label="right")
+            axis.bar(names, 1 - right, bottom=right, color=PAGE, edgecolor=INKS[0], hatch="//", label="wrong")
+            axis.set_title("predictions of the average by true class")
+        else:
+            for metric, colour, marker in zip(self.metrics, INKS, "os", strict=False):
+                axis.plot(range(1, len(cases) + 1), cases[metric], marker, color=colour, label=tasks.NAMES[metric])
+            axis.set(title="DSC of the average", xlabel="validation volume")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(loc="upper left", ncols=2, fontsize=8)
