@@ -26,7 +26,7 @@ from fedlib.federated.client_app import client_name, own, shared
 from fedlib.federated.messages import cast, fault_of, packed, serialized_bytes
 from fedlib.federated.privacy import CentralPrivacy, epsilon_after
 from fedlib.federated.strategies import CONTROL, STRATEGIES, Sound, memory_of, remind
-from fedlib.training.loop import device, evaluate, initial_model
+from fedlib.training.loop import cores, device, evaluate, initial_model
 from fedlib.training.run_store import Progress, RunRecord
 
 logging.getLogger("flwr").setLevel(logging.ERROR)  # a run store and a progress bar say it better
@@ -318,10 +318,9 @@ def shares(config: RunConfig) -> tuple[int, int]:
     A thread more brings small models little, a client more at a time nearly all of a core. Every engine does the same: equal
     threads, equal bits. A GPU is one client's; so is NumPy's generator, which makes the noise of local privacy.
     """
-    threads = torch.get_num_threads()
     alone = device().type == "cuda" or config.privacy == "local"
-    at_a_time = 1 if alone else min(threads, config.sampled(config.n_clients))
-    return at_a_time, threads // at_a_time
+    at_a_time = 1 if alone else min(cores(), config.sampled(config.n_clients))
+    return at_a_time, max(1, torch.get_num_threads() // at_a_time)
 
 
 def participants(config: RunConfig, round_number: int) -> list[int]:
