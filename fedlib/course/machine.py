@@ -70,7 +70,8 @@ def seconds_a_step(study: StudyConfig, data: PreparedSet | None = None, steps: i
     classes = ["a", "b", "c", "d"] if images else ["a", "b", "c"]
     labels = rng.integers(0, len(classes), n if images else (n, *shape), np.uint8)
     noise = rng.integers(0, 255, (n, 1, *shape), np.uint8)
-    made_up = PreparedSet(Path(), {"task": study.task, "classes": classes}, pd.DataFrame(), noise, labels)
+    about = {"task": study.task, "classes": classes, "spacing_mm": [1.0, 1.0, 1.0]}
+    made_up = PreparedSet(Path(), about, pd.DataFrame(), noise, labels)
     config = study.runs("", ("centralized",))[0].model_copy(update={"local_epochs": 1})
     model = initial_model(config, made_up)
     train_round(model, made_up, np.arange(n), config, 0, 1)
