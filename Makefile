@@ -27,8 +27,13 @@ study: $(READY)  ## both tasks on synthetic images, then open reports/quick/inde
 test: $(READY)  ## what must hold before a commit (a few minutes)
 	$(PYTEST) -m "not slow"
 
-test-all: test  ## everything: make test, then the slow ones
+# The rooms whose tests train, once more as on an old processor: other kernels, other last digits, the same conclusions.
+TRAINS := tests/course tests/federated tests/notebooks tests/study tests/tasks tests/training tests/test_recipe.py
+OLD_PROCESSOR := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
+
+test-all: test  ## everything: make test, then the slow ones, then what trains as on an old processor
 	$(PYTEST) -m slow
+	$(OLD_PROCESSOR) $(PYTEST) -m "not slow" $(TRAINS)
 
 lab: $(READY)  ## JupyterLab in notebooks/
 	cd notebooks && ../$(BIN)/jupyter lab
@@ -50,6 +55,7 @@ $(NVFLARE):
 
 bench: $(READY) $(NVFLARE)  ## speed, as ratios measured side by side; writes reports/bench/
 	$(BIN)/python -m tests.bench.training
+	$(BIN)/python -m tests.bench.threads
 	$(BIN)/python -m tests.bench.federation
 	$(BIN)/python -m tests.bench.contenders
 	$(BIN)/python -m tests.bench.preparation

@@ -1,4 +1,4 @@
-"""What the notebooks do by hand: one round of FedAvg, how far clients disagree, what a shortcut does to a model."""
+"""Steps that the notebooks take by hand: one round of FedAvg, divergence of clients, a shortcut and its saliency map."""
 
 import warnings
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from monai.visualize import OcclusionSensitivity
+from torchmetrics.functional import pairwise_cosine_similarity
 
 from fedlib import tasks
 from fedlib.config import RunConfig, StudyConfig
@@ -25,7 +26,7 @@ Weights = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Round:
-    """What went down and came up in one round: the server's weights, those of each client, and the clients' cases."""
+    """The messages of one round: the server's weights, those of each client, and the clients' numbers of cases."""
 
     start: Weights
     sent: list[Weights]
@@ -33,22 +34,22 @@ class Round:
 
 
 def one_round(config: RunConfig, data: PreparedSet) -> Round:
-    """Train every client of a federation for its first round, from the same weights; average nothing."""
-    start, sent, dealt = _weights(initial_model(config, data)), [], clients_of(config, data)
-    for client, rows in enumerate(dealt):
+    """Train every client for its first round from the same weights, and aggregate nothing."""
+    start, sent, clients = _weights(initial_model(config, data)), [], clients_of(config, data)
+    for client, rows in enumerate(clients):
         model = initial_model(config, data)
         train_round(model, data, rows, config, client, 1)
         sent.append(_weights(model))
-    return Round(start, sent, [len(rows) for rows in dealt])
+    return Round(start, sent, [len(rows) for rows in clients])
 
 
 def last_layer(weights: Weights) -> str:
-    """Name of the largest array of the last layer of a model."""
+    """Return the name of the last array that has rows, the weights of the last layer."""
     return [name for name, array in weights.items() if array.ndim > 1][-1]
 
 
 def flower_average(sent: list[Weights], cases: list[int]) -> Weights:
-    """What Flower's FedAvg makes of the clients' weights."""
+    """Return Flower's FedAvg of the clients' weights."""
     replies = [
         RecordDict({"arrays": ArrayRecord.from_numpy_ndarrays(list(weights.values())), "metrics": MetricRecord({"n": n})})
         for weights, n in zip(sent, cases, strict=True)
@@ -57,28 +58,26 @@ def flower_average(sent: list[Weights], cases: list[int]) -> Weights:
 
 
 def divergence(step: Round) -> pd.DataFrame:
-    """How far each client went in its round (L2 length of its update), and how its direction fits that of the others' mean.
+    """Return the L2 length of each client's update, and its cosine with the mean of the others' updates.
 
-    The last row is the mean, weighted by cases: what is left of the updates after averaging.
+    The last two rows are the length of the mean update and the mean of the lengths, both weighted by cases.
     """
-    start = _vector(step.start)
-    updates = np.stack([_vector(weights) - start for weights in step.sent])  # (K, weights)
-    share = np.array(step.cases) / sum(step.cases)
-    mean = share @ updates
-    rows = []
-    for own, update in zip(share, updates, strict=True):
-        others = (mean - own * update) / (1 - own) if own < 1 else mean
-        rows.append({"length of the update": np.linalg.norm(update), "cosine with the others": _cosine(update, others)})
-    rows.append({"length of the update": np.linalg.norm(mean)})
-    names = [*range(1, len(updates) + 1), "mean"]
-    return pd.DataFrame(rows, pd.Index(names, name="client")).assign(cases=[*step.cases, sum(step.cases)])
+    updates = torch.stack([_vector(weights) - _vector(step.start) for weights in step.sent])  # (K, weights)
+    shares = torch.tensor(step.cases)[:, None] / sum(step.cases)
+    mean, lengths = (shares * updates).sum(0), updates.norm(dim=1)
+    others = (mean - shares * updates) / (1 - shares)  # NaN for a single client
+    cosines = torch.nn.functional.cosine_similarity(updates, others).tolist()
+    summary = [mean.norm().item(), (shares[:, 0] * lengths).sum().item()]
+    clients = pd.Index([*range(1, len(updates) + 1), "mean update", "mean length"], name="client")
+    columns = {"length of the update": lengths.tolist() + summary, "cosine with the others": [*cosines, np.nan, np.nan]}
+    return pd.DataFrame(columns, clients).assign(cases=[*step.cases, *[sum(step.cases)] * 2])
 
 
 def gradient_agreement(config: RunConfig, data: PreparedSet) -> pd.DataFrame:
-    """Cosine between the gradients of each two clients, (K, K): where each would go from the same, untrained weights.
+    """Return the cosines between the clients' gradients at the same untrained weights, (K, K).
 
-    Over all training cases of a client, with BatchNorm as in use (its running statistics, the same for all), so that neither
-    the chance of a batch nor AdamW's equal steps hide what the data say. 1: the same direction; below 0: against each other.
+    A gradient is the mean over all training cases of a client, with BatchNorm's running statistics: neither the chance of
+    a batch nor AdamW's equal steps hide the difference between the clients' data.
     """
     model, loss_function = initial_model(config, data).eval(), tasks.get(config.task).loss_function()
     gradients = []
@@ -88,101 +87,100 @@ def gradient_agreement(config: RunConfig, data: PreparedSet) -> pd.DataFrame:
             images, labels = data.tensors(batch, device())
             (loss_function(model(images), labels) * len(batch) / len(rows)).backward()
         gradients.append(torch.cat([weight.grad.reshape(-1) for weight in model.parameters()]).cpu())
-    directions = torch.nn.functional.normalize(torch.stack(gradients), dim=1)  # (K, weights)
+    cosines = pairwise_cosine_similarity(torch.stack(gradients), zero_diagonal=False).numpy()
     names = pd.RangeIndex(1, len(gradients) + 1, name="client")
-    return pd.DataFrame((directions @ directions.T).numpy(), names, names)
+    return pd.DataFrame(cosines, names, names)
 
 
-def between_clients(agreement: pd.DataFrame) -> float:
-    """Mean over the pairs of different clients."""
-    cosines = agreement.to_numpy()
-    return float(cosines[np.triu_indices_from(cosines, 1)].mean())
+def mean_pairwise_cosine(agreement: pd.DataFrame) -> float:
+    """Return the mean over the pairs of different clients."""
+    return float(agreement.to_numpy()[np.triu_indices(len(agreement), 1)].mean())
 
 
 @styled
 def agreement_picture(agreements: dict[str, pd.DataFrame]) -> Picture:
-    """A matrix of cosines for each title, blue where two clients agree, red where they pull against each other."""
+    """Draw a matrix of cosines for each title: blue where two clients agree, red where they oppose each other."""
     figure, axes = plt.subplots(1, len(agreements), figsize=(3.6 * len(agreements), 3.2), squeeze=False)
     for axis, (title, cosines) in zip(axes[0], agreements.items(), strict=True):
         axis.imshow(cosines, cmap="RdBu", vmin=-1, vmax=1)
         for (row, column), value in np.ndenumerate(cosines.to_numpy()):
-            axis.text(
-                column, row, f"{value:.2f}", ha="center", va="center", color="w" if abs(value) > 0.6 else "k", fontsize=9
-            )
-        axis.set(title=title, xticks=range(len(cosines)), yticks=range(len(cosines)), xlabel="client", ylabel="client")
-        axis.set_xticklabels(cosines.columns)
-        axis.set_yticklabels(cosines.index)
-    words = "; ".join(f"{title}: {between_clients(cosines):.2f}" for title, cosines in agreements.items())
+            ink = "w" if abs(value) > 0.6 else "k"
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=9)
+        axis.set(title=title, xlabel="client", ylabel="client")
+        axis.set_xticks(range(len(cosines)), cosines.columns)
+        axis.set_yticks(range(len(cosines)), cosines.index)
+    means = "; ".join(f"{title}: {mean_pairwise_cosine(cosines):.2f}" for title, cosines in agreements.items())
     rows = [(title, *pair, value) for title, cosines in agreements.items() for pair, value in cosines.stack().items()]
     table = pd.DataFrame(rows, columns=["partition", "client", "other client", "cosine"])
-    return picture(figure, f"Cosines between the clients' gradients. Mean over pairs of clients: {words}.", table)
+    return picture(figure, f"Cosines between the clients' gradients. Mean over pairs of clients: {means}.", table)
 
 
 def shortcut_study(study: StudyConfig) -> StudyConfig:
-    """The lesson's own little study of chest X-rays, in its own folder: its runs are none of the study's."""
-    small = study.profile == "smoke"
-    sizes = {"synthetic_cases": 48, "rounds": 2} if small else {"synthetic_cases": 400, "rounds": 3}
-    profile, folder = "smoke" if small else "quick", study.out_dir / "lesson"
-    return StudyConfig.make(task="classification", profile=profile, seed=study.seeds[0], out_dir=folder, **sizes)
+    """Return the lesson's small study of chest X-rays, in a folder of its own beside the runs of `study`.
+
+    Both sizes train long enough for the tag to decide nearly every prediction.
+    """
+    small = {"synthetic_cases": 96, "rounds": 8, "batch_size": 8, "learning_rate": 0.003}
+    profile, sizes = ("smoke", small) if study.profile == "smoke" else ("quick", {"synthetic_cases": 400, "rounds": 3})
+    return StudyConfig.make(
+        task="classification", profile=profile, seed=study.seeds[0], out_dir=study.out_dir / "lesson", **sizes
+    )
 
 
-def tag_scores(run: Run, sets: dict[str, PreparedSet], label: str) -> pd.DataFrame:
-    """A model on the same test patients under several tags: accuracy, cases of `label` found, and others taken for it."""
+def shortcut_scores(run: Run, sets: dict[str, PreparedSet], label: str) -> pd.DataFrame:
+    """Score a model on the same test patients under several tags: accuracy, and how often `label` is found or wrong."""
     rows = {}
     for title, data in sets.items():
         cases = evaluate(load_model(run, data), data, data.split("test"), run.config)
-        ill, said = cases["truth"] == label, cases["prediction"] == label
+        true, predicted = cases["truth"] == label, cases["prediction"] == label
         rows[title] = {
-            "accuracy": tasks.get(run.config.task).summarize(cases)["accuracy"],
-            f"{label} found": said[ill].mean(),
-            f"others taken for {label}": said[~ill].mean(),
+            "accuracy": (cases["truth"] == cases["prediction"]).mean(),
+            f"{label} found": predicted[true].mean(),
+            f"others taken for {label}": predicted[~true].mean(),
         }
     return pd.DataFrame(rows).T
 
 
 def occlusion(run: Run, data: PreparedSet, rows: np.ndarray) -> np.ndarray:
-    """What a model looks at, (B, H, W): how far its score for the class it says falls when a grey patch hides a place.
+    """Return how far the logit of the predicted class falls when a grey patch hides each place, (B, H, W).
 
-    MONAI's OcclusionSensitivity on logits, with a patch of 3/16 of the image, moved by half its side.
+    MONAI's OcclusionSensitivity, with a patch of 3/16 of the image, moved by half its side.
     """
-    model = load_model(run, data).eval()
+    model, maps = load_model(run, data).eval(), []
     side = max(4, 3 * data.images.shape[-1] // 16)
-    seen = OcclusionSensitivity(model, side, n_batch=128, overlap=0.5, mode="mean_img", verbose=False, activate=False)
-    images, maps = data.tensors(rows, device())[0], []
-    for image in images:
+    occluded = OcclusionSensitivity(model, side, n_batch=128, overlap=0.5, mode="mean_img", verbose=False, activate=False)
+    for image in data.tensors(rows, device())[0]:
         with torch.inference_mode():
             logits = model(image[None])[0]
-        said = int(logits.argmax())
+        predicted = int(logits.argmax())
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Using a non-tuple sequence")  # MONAI 1.6 under torch 2.13
-            hidden, _ = seen(image[None])
-        maps.append((logits[said] - hidden[0, said]).detach().cpu().numpy())
-    return np.stack([np.asarray(each) for each in maps])
+            hidden, _ = occluded(image[None])
+        maps.append(np.asarray((logits[predicted] - hidden[0, predicted]).detach().cpu()))
+    return np.stack(maps)
 
 
 @styled
 def occlusion_picture(data: PreparedSet, rows: np.ndarray, maps: dict[str, np.ndarray]) -> Picture:
-    """Images in the first line; below, for each title, what that model looks at, on one scale for each title."""
+    """Draw images in the first line and, for each title, their occlusion maps below, on one scale for each title."""
     figure, axes = grid(1 + len(maps), len(rows), 1.9)
     peaks = []
-    for axis, row in zip(axes[0], rows, strict=True):
-        axis.imshow(data.images[row, 0], cmap="gray", vmin=0, vmax=255)
-        axis.set_title(data.classes[int(data.labels[row])].replace("_", " "), fontsize=9)
-    for line, (title, each) in zip(axes[1:], maps.items(), strict=True):
-        top = max(float(each.max()), 1e-6)
-        for axis, row, heat in zip(line, rows, each, strict=True):
-            axis.imshow(data.images[row, 0], cmap="gray", vmin=0, vmax=255)
-            axis.imshow(heat, cmap="inferno", vmin=0, vmax=top, alpha=0.6)
-            down, across = np.unravel_index(heat.argmax(), heat.shape)
-            peaks.append(f"row {down}, column {across}")
+    for line, (title, heats) in zip(axes, {"": None, **maps}.items(), strict=True):
         line[0].set_ylabel(title, fontsize=9)
+        for column, (axis, row) in enumerate(zip(line, rows, strict=True)):
+            axis.imshow(data.images[row, 0], cmap="gray", vmin=0, vmax=255)
+            if heats is None:
+                axis.set_title(data.classes[int(data.labels[row])].replace("_", " "), fontsize=9)
+                continue
+            axis.imshow(heats[column], cmap="inferno", vmin=0, vmax=max(float(heats.max()), 1e-6), alpha=0.6)
+            peaks.append("row {}, column {}".format(*np.unravel_index(heats[column].argmax(), heats[column].shape)))
     words = f"Bright: hiding that place lowers the score most. Peaks at {'; '.join(peaks)} of {data.images.shape[-1]}."
     return picture(figure, f"Occlusion maps of {', '.join(maps)} for {len(rows)} images. {words}")
 
 
 @styled
 def row_of_images(images: list[np.ndarray], titles: list[str]) -> Picture:
-    """Grey images (H, W) side by side under their titles."""
+    """Draw grey images (H, W) side by side under their titles."""
     figure, axes = grid(1, len(images), 1.9)
     for axis, image, title in zip(axes[0], images, titles, strict=True):
         axis.imshow(image, cmap="gray")
@@ -191,13 +189,9 @@ def row_of_images(images: list[np.ndarray], titles: list[str]) -> Picture:
 
 
 def _weights(model: torch.nn.Module) -> Weights:
-    """Copies of the learned weights, by name."""
+    """Return copies of the learned weights, by name."""
     return {name: weight.detach().cpu().numpy().copy() for name, weight in model.named_parameters()}
 
 
-def _vector(weights: Weights) -> np.ndarray:
-    return np.concatenate([array.ravel() for array in weights.values()])
-
-
-def _cosine(one: np.ndarray, other: np.ndarray) -> float:
-    return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
+def _vector(weights: Weights) -> torch.Tensor:
+    return torch.cat([torch.from_numpy(array).reshape(-1) for array in weights.values()])

@@ -16,7 +16,7 @@ from fedlib.config import RunConfig
 from fedlib.data.dataset import PreparedSet
 from fedlib.federated.client_app import client_app, stop_training
 from fedlib.federated.server_app import serve
-from fedlib.training.loop import device, kernels
+from fedlib.training.loop import cores, device, kernels
 from fedlib.training.run_store import RunRecord
 
 SERVER_NODE, FIRST_CLIENT_NODE = 1, 2
@@ -39,10 +39,9 @@ def parallel_clients(config: RunConfig) -> tuple[int, int]:
     One more client at a time uses nearly a whole core, one more thread of a small model far less. A GPU serves one client
     at a time; so does NumPy's global generator, which draws the noise of local privacy.
     """
-    threads = torch.get_num_threads()
     alone = device().type == "cuda" or config.privacy == "local"
-    at_a_time = 1 if alone else min(threads, config.sampled(config.n_clients))
-    return at_a_time, threads // at_a_time
+    at_a_time = 1 if alone else min(cores(), config.sampled(config.n_clients))
+    return at_a_time, max(1, torch.get_num_threads() // at_a_time)
 
 
 class InProcessGrid(Grid):

@@ -23,6 +23,13 @@ WARM_UP = 0.1
 """Share of the run over which the learning rate rises (*chosen*)."""
 torch.utils.deterministic.fill_uninitialized_memory = False  # no memory is read before it is written
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS has no deterministic kernels
+if "OMP_NUM_THREADS" not in os.environ:  # threads that wait for each other crawl beside other work: two cores stay free
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) - 2)))
+
+
+def cores() -> int:
+    """Return the processor cores of this process: all of the machine, or OMP_NUM_THREADS where it is set."""
+    return torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else os.cpu_count() or 1
 
 
 def device() -> torch.device:

@@ -1,12 +1,19 @@
-"""The checks of the exercises: right answers, wrong ones, nearly right ones, none, and answers of another kind."""
+"""The checks of the exercises: right answers, wrong ones, nearly right ones, none, and answers of any kind."""
 
+from fractions import Fraction
+
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from fedlib.config import StudyConfig
 from fedlib.course import exercises
 from fedlib.course.exercises import Feedback
+from fedlib.course.exercises.feedback import number
 
 STUDY = StudyConfig.make(profile="quick", client_counts="2,4,8", seed="1,2", rounds=3, local_epochs=2)  # batches of 8
 TRUTH, PREDICTED = exercises.two_masks()
@@ -34,19 +41,40 @@ RIGHT = [
     (exercises.check_order, ["even", "same", "uneven"], (MEASURED,)),
     (exercises.check_order, ["same", "even", "uneven"], (MEASURED,)),
     (exercises.check_order, ["a", "b"], ({"a": 0.25, "b": 0.25},)),
+    (exercises.check_dice, 0.64, (TRUTH, PREDICTED)),
+    (exercises.check_dice, Fraction(9, 14), (TRUTH, PREDICTED)),
+    (exercises.check_dice, torch.tensor(0.6429), (TRUTH, PREDICTED)),
+    (exercises.check_dice, torch.tensor(9 / 14, requires_grad=True), (TRUTH, PREDICTED)),
+    (exercises.check_dice, torch.tensor(0.6429, dtype=torch.bfloat16), (TRUTH, PREDICTED)),
+    (exercises.check_dice, np.float32(0.6429), (TRUTH, PREDICTED)),
+    (exercises.check_dice, pd.Series([0.6429]), (TRUTH, PREDICTED)),
+    (exercises.check_dice, [0.6429], (TRUTH, PREDICTED)),
+    (exercises.check_sensitivity, 0.64, (CONFUSION,)),
+    (exercises.check_standard_error, 0.0027, (exercises.eight_patients(),)),
+    (exercises.check_average, torch.tensor([[2.5, 6.5]], requires_grad=True), (SENT, CASES)),
+    (exercises.check_average, [[torch.tensor(2.5, requires_grad=True), 6.5]], (SENT, CASES)),
+    (exercises.check_average, pd.DataFrame([[2.5, 6.5]]), (SENT, CASES)),
+    (exercises.check_leftover, pd.Series([3.0, 6.0]), (MASKED, UPDATES)),
+    (exercises.check_travels, pd.Series(sorted(TRAVELS)), ()),
+    (exercises.check_order, np.array(["even", "same", "uneven"]), (MEASURED,)),
 ]
 # answer, what it is checked against, and a word of what the check must say
 NOT_YET = [
     (exercises.check_travels, TRAVELS | {"images"}, (), "never leave"),
     (exercises.check_travels, TRAVELS | {"labels"}, (), "stay there"),
     (exercises.check_travels, {"weights"}, (), "2 more"),
+    (exercises.check_travels, [["weights"]], (), "set of words"),
     (exercises.check_travels, {"wieghts"}, (), "wieghts"),
     (exercises.check_travels, 3, (), "set of words"),
     (exercises.check_runs, 24, (STUDY,), "centralized run is missing"),
-    (exercises.check_runs, 14, (STUDY,), "stay alone"),
+    (exercises.check_runs, 14, (STUDY,), "local models"),
     (exercises.check_runs, 13, (STUDY,), "seed"),
     (exercises.check_runs, 36, (STUDY,), "no clients"),
     (exercises.check_runs, 27, (STUDY,), "too large"),
+    (exercises.check_runs, 26.1, (STUDY,), "too large"),
+    (exercises.check_runs, True, (STUDY,), "one number"),
+    (exercises.check_runs, 26 + 0j, (STUDY,), "one number"),
+    (exercises.check_runs, float("nan"), (STUDY,), "finite"),
     (exercises.check_runs, "26", (STUDY,), "one number"),
     (exercises.check_runs, [26, 1], (STUDY,), "one number"),
     (exercises.check_study, {"task": "segmentation"}, (), "StudyConfig.make"),
@@ -61,11 +89,12 @@ NOT_YET = [
     (exercises.check_dice, 9 / 16, (TRUTH, PREDICTED), "beside"),
     (exercises.check_dice, 9 / 12, (TRUTH, PREDICTED), "missed"),
     (exercises.check_dice, 0.6, (TRUTH, PREDICTED), "too small"),
+    (exercises.check_dice, 0.63, (TRUTH, PREDICTED), "too small"),
     (exercises.check_sensitivity, 181 / 200, (CONFUSION,), "accuracy"),
-    (exercises.check_sensitivity, 0.3, (CONFUSION,), "alone"),
+    (exercises.check_sensitivity, 0.3, (CONFUSION,), "only"),
     (exercises.check_sensitivity, (6 / 11 + 175 / 189) / 2, (CONFUSION,), "predictive"),
     (exercises.check_average, [[2.0, 5.0]], (SENT, CASES), "plain mean"),
-    (exercises.check_average, [[100.0, 260.0]], (SENT, CASES), "divide"),
+    (exercises.check_average, [[100.0, 260.0]], (SENT, CASES), "Divide"),
     (exercises.check_average, [[4.0, 10.0]], (SENT, CASES), "plain sum"),
     (exercises.check_average, [[1.5, 3.5]], (SENT, CASES), "order"),
     (exercises.check_average, [2.5, 6.5], (SENT, CASES), "shape"),
@@ -75,11 +104,11 @@ NOT_YET = [
     (exercises.check_megabytes, 16, (1e6, 3, 2), "every client"),
     (exercises.check_megabytes, 384, (1e6, 3, 2), "4 bytes"),
     (exercises.check_megabytes, 48e6, (1e6, 3, 2), "not bytes"),
-    (exercises.check_pull, 0.1 * (START - WEIGHTS), (WEIGHTS, START, 0.1), "away"),
+    (exercises.check_pull, 0.1 * (START - WEIGHTS), (WEIGHTS, START, 0.1), "against the gradient"),
     (exercises.check_pull, WEIGHTS - START, (WEIGHTS, START, 0.1), "μ is missing"),
     (exercises.check_pull, 0.2 * (WEIGHTS - START), (WEIGHTS, START, 0.1), "twice"),
     (exercises.check_pull, 0.1, (WEIGHTS, START, 0.1), "shape"),
-    (exercises.check_leftover, [0, 0], (MASKED, UPDATES), "nothing left"),
+    (exercises.check_leftover, [0, 0], (MASKED, UPDATES), "nothing remains"),
     (exercises.check_leftover, [-3.0, -6.0], (MASKED, UPDATES), "opposite"),
     (exercises.check_leftover, MASKED[:2].sum(axis=0), (MASKED, UPDATES), "server's sum"),
     (exercises.check_clients_needed, 200**2, (2.0, 1.0, 0.01), "square root"),
@@ -87,6 +116,8 @@ NOT_YET = [
     (exercises.check_order, ["uneven", "even", "same"], (MEASURED,), "even is above uneven"),
     (exercises.check_order, ["even", "uneven"], (MEASURED,), "each once"),
     (exercises.check_order, 3, (MEASURED,), "list of names"),
+    (exercises.check_order, set(MEASURED), (MEASURED,), "no order"),
+    (exercises.check_order, [["even"], "same"], (MEASURED,), "each once"),
 ]
 CHECKS = {check for check, *_ in (*RIGHT, *NOT_YET)}
 
@@ -156,6 +187,56 @@ def test_steps_are_counted_by_batches_rounded_up(images):
     assert "one epoch" in check(3, study, images).text
     assert "local epochs" in check(9, study, images).text
     assert "batch" in check(6 * n, study, images).text
+
+
+class Hostile:
+    """Raises in every method that a check could call."""
+
+    def _raise(self, *_):
+        raise RuntimeError("no\nway")
+
+    __array__ = __iter__ = __len__ = __float__ = __str__ = __repr__ = __eq__ = __hash__ = __getattr__ = _raise
+
+
+def deep():
+    """A list that holds itself."""
+    answer = []
+    answer.append(answer)
+    return answer
+
+
+SCALARS = [st.none(), st.booleans(), st.integers(), st.floats(), st.complex_numbers(), st.fractions(), st.decimals()]
+SCALARS += [st.text(), st.binary(), st.dates(), st.builds(Hostile), st.just(dict), st.just(print), st.builds(deep)]
+SHAPES = arrays.array_shapes(min_dims=0, min_side=0)
+ARRAYS = arrays.arrays(arrays.scalar_dtypes(), SHAPES)
+TENSORS = arrays.arrays(np.float32, SHAPES).map(lambda array: torch.from_numpy(array).requires_grad_())
+SERIES = ARRAYS.filter(lambda array: array.ndim == 1).map(pd.Series)
+KEYS = st.text() | st.integers()
+NESTED = st.recursive(st.one_of(*SCALARS), lambda some: st.lists(some) | st.tuples(some) | st.dictionaries(KEYS, some))
+EVERY = {check: against for check, _, against in RIGHT} | {
+    exercises.check_study: (),
+    exercises.check_verdicts: (exercises.four_arms(), 0.05),
+    exercises.check_margin: (pd.DataFrame({"mode": ["federated"], "smallest_margin": [0.02]}),),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@hypothesis.settings(deadline=None)
+@hypothesis.given(answer=st.one_of(NESTED, ARRAYS, TENSORS, SERIES, st.sets(KEYS)))
+def test_no_answer_makes_a_check_raise(answer):
+    for check, against in EVERY.items():
+        feedback = check(answer, *against)
+        assert isinstance(feedback, Feedback)
+        assert feedback.text
+        assert "\n" not in repr(feedback)
+
+
+@hypothesis.given(digits=st.integers(2, 6), right=st.floats(1e-3, 1e6))
+def test_correct_rounding_is_right_and_the_next_rounding_is_not(digits, right):
+    rounded = float(f"{right:.{digits}g}")
+    assert number(rounded, right, {}, "yes.").right
+    assert number(torch.tensor([rounded]), right, {}, "yes.").right
+    assert not number(right * 1.06, right, {}, "yes.").right
 
 
 def test_feedback_is_what_a_cell_shows():

@@ -47,8 +47,17 @@ def training_threads():
     ],
 )
 def test_threads_are_shared_out_among_the_clients_of_a_round(images, monkeypatch, threads, changes, expected):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert parallel_clients(run_config(images, "federated", **changes)) == expected
+
+
+def test_by_default_a_client_trains_on_every_core_with_one_thread(images, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert parallel_clients(run_config(images, "federated", n_clients=4)) == (2, 1)
+    assert parallel_clients(run_config(images, "federated", n_clients=1)) == (1, 1), "as the centralized run"
 
 
 KINDS = {

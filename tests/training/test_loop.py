@@ -1,6 +1,7 @@
 """The training loop: its bits come from seed, client and round alone, its cases are seen equally often, it fails loud."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -85,11 +86,21 @@ def test_a_short_last_batch_is_dropped_where_the_config_says_so(images):
     assert [len(batch) for batch in batches(rows[:5], 8, None, drop_last=True)] == [5], "less than a batch is one"
 
 
-def test_training_learns(data):
-    config = run_config(data, "centralized", rounds=10, learning_rate=0.01, width=8)
-    model, rows = initial_model(config, data), data.split("train")[:6]
-    losses = [train_round(model, data, rows, config, 0, number)["loss"] for number in range(1, 11)]
-    assert losses[-1] < 0.8 * losses[0]
+def test_every_step_lowers_the_loss_of_its_batch(data):
+    """A round of one small step, again and again with the same batch and augmentation: a law, on any processor."""
+    config = run_config(data, "centralized", rounds=1, learning_rate=1e-4)
+    model, rows = initial_model(config, data), data.split("train")[: config.batch_size]
+    losses = [train_round(model, data, rows, config, 0, 1)["loss"] for _ in range(6)]
+    assert (np.diff(losses) < 0).all()
+
+
+def test_two_cores_stay_free_for_others_unless_the_user_says_how_many_threads():
+    show = "import torch, fedlib.training.loop as loop; print(torch.get_num_threads(), loop.cores())"
+    given = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    threads, cores = map(int, python("-c", show, env=given).stdout.split())
+    assert cores == os.cpu_count()
+    assert 1 <= threads <= max(1, cores - 2)
+    assert python("-c", show, env=given | {"OMP_NUM_THREADS": "2"}).stdout == "2 2\n"
 
 
 def test_a_loss_that_is_not_finite_names_client_and_round(data):

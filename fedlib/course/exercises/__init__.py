@@ -1,8 +1,7 @@
-"""What the notebooks ask, and checks that say what is wrong with an answer.
+"""Exercises of the notebooks, with checks that name the mistake behind a wrong answer.
 
-Every check takes the answer first and gives a `Feedback`: right, not yet (with the reason), or not answered yet. None and
-`...` are calmly passed over, so that "run all" works before anything is solved. A wrong answer that stems from a known
-mistake is told by that mistake; the right ones are computed from the study at hand.
+Every check takes the answer first and returns a `Feedback`: right, not yet (with the reason) or not answered yet. None and
+`...` count as no answer, so "run all" works before anything is solved. Right answers are computed from the study at hand.
 """
 
 from fedlib.course.exercises.central import (
@@ -34,30 +33,3 @@ from fedlib.course.exercises.federated import (
     check_pull,
 )
 from fedlib.course.exercises.feedback import Feedback, check_order
-
-__all__ = [
-    "Feedback",
-    "check_average",
-    "check_baseline",
-    "check_clients_needed",
-    "check_dice",
-    "check_leak",
-    "check_leftover",
-    "check_margin",
-    "check_megabytes",
-    "check_order",
-    "check_pull",
-    "check_runs",
-    "check_sensitivity",
-    "check_smallest_client",
-    "check_standard_error",
-    "check_steps",
-    "check_study",
-    "check_travels",
-    "check_verdicts",
-    "eight_patients",
-    "five_arms",
-    "rare_disease",
-    "split_by_image",
-    "two_masks",
-]
