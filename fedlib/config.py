@@ -173,7 +173,7 @@ class Evidence(_Frozen):
     """In DSC, for LV and for Myo alike. The paper's own differences lie between 0.003 and 0.014: a margin below them could
     not be met by a result like the paper's, one far above would call a visible loss of overlap no loss."""
     significance: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Level of the equivalence test and of the two-sided interval (1 - 0.05 = 95%); half of it for non-inferiority."""
+    """The intervals are two-sided at level 1 - 0.05 = 95% and decide every verdict, so each one-sided test has 2.5%."""
 
     def margin(self, metric: str) -> float:
         """The margin of a primary endpoint: `dice_LV` and `dice_Myo` share `margin_dice`."""

@@ -69,9 +69,10 @@ def display(output: NotebookNode) -> str:
         html = tidy(output.data["text/html"], label)
         return html + (_link(csv, label) if csv else "")
     image = output.data["image/png"].replace("\n", "")
-    alt = output.metadata.get("image/png", {}).get("alt") or output.data.get("text/plain", "")
+    about = output.metadata.get("image/png", {})
+    alt, width = about.get("alt") or output.data.get("text/plain", ""), f' width="{about.get("width")}"' * ("width" in about)
     caption = f"<figcaption>{escape(output.metadata['title'])}</figcaption>" if "title" in output.metadata else ""
-    html = f'<img class="plot" src="data:image/png;base64,{image}" alt="{escape(alt)}">{caption}'
+    html = f'<img class="plot"{width} src="data:image/png;base64,{image}" alt="{escape(alt)}">{caption}'
     if csv:
         what = alt.partition(".")[0]
         html += f"<details><summary>Numbers in this figure</summary>{table(pd.read_csv(io.StringIO(csv)), what)}"
