@@ -46,7 +46,7 @@ def python(*arguments: object, **options) -> subprocess.CompletedProcess:
 def started(command: list[str], stdout: int = subprocess.DEVNULL, **options) -> subprocess.Popen:
     """A process that Ctrl-C can stop, even where the tests run in the background of a shell, which turns that off."""
     listens = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, cwd=ROOT, stdout=stdout, preexec_fn=listens, **options)
+    return subprocess.Popen(command, stdout=stdout, preexec_fn=listens, **{"cwd": ROOT, **options})
 
 
 def outcome(run: Run) -> dict:

@@ -18,7 +18,7 @@ from fedlib.config import ROOT
 from fedlib.data.dataset import PreparedSet
 from fedlib.study import experiment
 from fedlib.training.run_store import Run, RunStore
-from tests.helpers import PATIENCE, outcome, until
+from tests.helpers import PATIENCE, outcome, started, until
 
 DOCUMENT = ROOT / "docs" / "federate.md"
 BLOCK = re.compile(r"^```sh\n# ([^\n]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -86,16 +86,20 @@ class Machine:
         """Start a block whose command stays in the foreground."""
         log = self.home / f"{len(self.started)}.log"
         with log.open("wb") as output:
-            options = {"stdout": output, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, "start_new_session": True}
-            process = subprocess.Popen(self._command(title, words), env=self._environment(), cwd=self.home, **options)
+            options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "start_new_session": True}
+            process = started(self._command(title, words), output, env=self._environment(), cwd=self.home, **options)
         self.started.append(Started(process, log))
         return self.started[-1]
 
     def close(self) -> None:
-        """End what still runs. Fails when anything is left of it after a minute."""
-        for started in self.started:
-            started.signal(signal.SIGKILL)
-        until(lambda: not self._processes(), f"left: {self._processes()}", 60)
+        """End what still runs. Fails, after it has killed it, when anything is left of it after a minute."""
+        for one in self.started:
+            one.signal(signal.SIGKILL)
+        try:
+            until(lambda: not self._processes(), f"left: {self._processes()}", 60)
+        finally:
+            for left in self._processes():
+                left.kill()
 
     def _processes(self) -> list[psutil.Process]:
         found = psutil.process_iter(["environ"])  # None where the process is another user's or has ended

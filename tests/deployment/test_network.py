@@ -45,6 +45,7 @@ def test_a_run_is_refused_while_it_runs_and_resumes_after_a_stop_and_a_killed_su
     words = sizes(3, **{"out-dir": tmp_path / "runs"})
     first = federation.server.start("Server: run", words)
     until(lambda: list(tmp_path.glob("runs/runs/*/rounds.csv")), "no round")
+    first.signal(signal.SIGINT)  # ends the display, not the run
     refused = federation.server.run("Server: run", words)
     assert re.search("already running.*`flwr log .*`flwr stop ", refused), refused
 
@@ -52,7 +53,6 @@ def test_a_run_is_refused_while_it_runs_and_resumes_after_a_stop_and_a_killed_su
     assert number["RUN_ID"] in federation.server.run("Server: list")
     assert "SuperLink: study" in federation.server.run("Server: list", {"list study": "list"}), "it is the default"
     federation.server.run("Server: stop", number)
-    first.process.wait()
     assert "flwr-serverapp" in federation.server.run("Server: follow (until the run ends)", number)
     assert 1 <= len(the_run(tmp_path / "runs").rounds) < 3
 
