@@ -31,7 +31,7 @@ test-all: test  ## everything: make test, then the slow ones
 	$(PYTEST) -m slow
 
 lab: $(READY)  ## JupyterLab in notebooks/
-	cd notebooks && ../$(BIN)/jupyter lab
+	cd notebooks && ../$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
 
 lint: $(READY)  ## style, and notebooks without outputs
 	$(BIN)/ruff check .
