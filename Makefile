@@ -36,7 +36,7 @@ test-all: test  ## everything: make test, then the slow ones, then what trains a
 	$(OLD_PROCESSOR) $(PYTEST) -m "not slow" $(TRAINS)
 
 lab: $(READY)  ## JupyterLab in notebooks/
-	cd notebooks && ../$(BIN)/jupyter lab
+	cd notebooks && ../$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
 
 lint: $(READY)  ## style, and notebooks without outputs
 	$(BIN)/ruff check .

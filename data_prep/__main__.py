@@ -1,18 +1,20 @@
 """python -m data_prep SOURCE --input FOLDER_OR_ZIP --out DIR: make a prepared set."""
 
+import sys
 from dataclasses import replace
 from enum import StrEnum
 from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 
 from data_prep import sources
 from data_prep.cardiac import Settings
 from data_prep.duplicates import NEAR_BITS
 from data_prep.pipeline import CORES
-from fedlib.config import UserError, run_command_line
+from fedlib.config import UserError
 from fedlib.data.dataset import PreparedSet
 
 HELP = """Turn raw images into a prepared set that the study trains on.
@@ -33,7 +35,7 @@ CARDIAC_HELP = {
     "--lv and --myo are names in dataset.json, or values.",
 }
 
-app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(help=HELP, add_completion=False, pretty_exceptions_enable=False)
 
 
 class OnBad(StrEnum):
@@ -238,8 +240,16 @@ def _tell(prepared: PreparedSet) -> None:
 
 
 def main() -> None:
-    """Run the command line."""
-    run_command_line(app, "python -m data_prep")
+    """Run the command line: bad input is one line on standard error and exit code 2, Ctrl-C is 130."""
+    try:
+        code = app(sys.argv[1:] or ["--help"], prog_name="python -m data_prep", standalone_mode=False)
+    except (UserError, click.ClickException) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        typer.echo(f"error: {' '.join(message.splitlines())}", err=True)  # a path may hold a line break
+        raise SystemExit(2) from None
+    if code == 130:
+        typer.echo("Interrupted. The same command goes on from here.", err=True)
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -1,132 +1,104 @@
 """python -m fedlib: study, report, runs."""
 
-from enum import StrEnum
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import click
 import typer
 
-from fedlib.config import ROOT, Strategy, StudyConfig, UserError, run_command_line
+from fedlib.config import ROOT, ProfileName, Strategy, StudyConfig, Task, UserError
 
-HELP = """Federated against centralized learning on medical images: run the study, read the result.
+HELP = """Compare federated with centralized training on medical images: run a study, read the result.
 
 \b
-First study   python -m fedlib study
-Your images   python -m data_prep --help, then
-              python -m fedlib study --task classification --data DIR
+A first study: python -m fedlib study
+Your images:   python -m data_prep --help, then
+               python -m fedlib study --task classification --data DIR
 """
+RUNTIME, GRID, TRAINING, ANALYSIS = "Where and what", "Grid of runs", "Training", "Analysis, stated before the runs"
 
-PARTITIONS = (
-    "How cases are dealt to clients, several with commas. balanced: equal shares; unbalanced: the first client holds "
-    "several times the last; label_skew: classes in different proportions; by_group: real groups such as hospitals."
-)
-ALPHA = (
-    "label_skew: how evenly a class is spread over the clients. 100: nearly evenly; 1: any split is as likely; 0.1: most of "
-    "it is at one client.  [default: 0.5]"
-)
-GROUP_COLUMN = "by_group: the column of cases.csv, such as hospital, whose values are dealt whole."
-
-STRATEGY = f"How the server aggregates: {', '.join(Strategy.__args__)} (papers and values: fedlib/federated/strategies.py)."
-QUORUM = "Share of the clients that must send a valid reply in each round; without it one failure stops a run."
-MARGIN = "Largest loss in {} against centralized that still counts as no worse; stated before the runs.  [default: {}]"
-SIGNIFICANCE = "Level of the equivalence test and of the 95% intervals.  [default: 0.05]"
-
+PROFILE = "smoke: a test, its scores mean nothing; quick: for two CPU cores; full: for a GPU."
+DATA = "A prepared set, or a folder with one per task (default: synthetic images)."
+JOBS = "Notebooks at a time; they share the cores, and each has a GPU where there are several."
 EXECUTOR = (
-    "Where runs are trained: local, by the notebooks, on this machine; ray, as tasks of a Ray cluster, each with this "
-    "machine's cores over --jobs, and a GPU if there are any, before the notebooks run here. All nodes need this project at "
-    "the same commit, and --out and --data on a file system that they share, at the same paths."
+    "local: the notebooks train the runs. ray: a Ray cluster trains them first, one task per run. Its nodes need this "
+    "project at the same commit, and see --data and --out under the same paths."
 )
-ADDRESS = (
-    "Of the Ray cluster, HOST:PORT; this machine must be one of its nodes.  [default: RAY_ADDRESS, else a Ray on this "
-    "machine alone, for this study]"
+ADDRESS = "HOST:PORT of the Ray cluster; this machine is one of its nodes (default: RAY_ADDRESS)."
+PARTITIONS = (
+    "Who holds which case, several with commas. balanced: equal shares; unbalanced: the first client holds several times "
+    "the last; label_skew: classes in different proportions; by_group: whole groups, such as hospitals."
 )
+ALPHA = "label_skew: 100 spreads a class nearly evenly over the clients, 0.1 leaves most of it at one (default: 0.5)."
+GROUP_COLUMN = "by_group: the column of cases.csv that names the group, such as hospital."
+STRATEGY = f"How the server aggregates: {', '.join(Strategy.__args__)}."
+QUORUM = "Share of a round's clients that must send a valid reply (default: 1, a single failure stops the run)."
+MARGIN = "Largest loss of {} against centralized training that counts as no worse (default: {})."
+SIGNIFICANCE = "Level of the verdicts and of the intervals (default: 0.05)."
 SET = (
-    "Any other setting of a study, as often as needed: fraction_train (share of the clients in each round), batch_norm "
-    "(average, local: FedBN, group), privacy (none, central, local) with noise_multiplier and "
-    "clipping_norm, reply_timeout (seconds), width, precision (fp32, bf16, or auto: bf16 where this machine "
-    "computes it natively), deterministic (false: a GPU may take kernels whose last bits differ from run to run), "
-    "unbalance_ratio."
+    "Any other setting, repeatable: batch_norm=local (FedBN), privacy=central, precision=bf16, width=32, ... "
+    "fedlib/config.py lists and explains them all."
 )
 
-app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(help=HELP, add_completion=False, pretty_exceptions_enable=False)
 
 
-class TaskChoice(StrEnum):
-    """One of the study's tasks, or both."""
-
-    classification = "classification"
-    segmentation = "segmentation"
-    all = "all"
-
-
-class ProfileChoice(StrEnum):
-    """The sizes that go together."""
-
-    smoke = "smoke"
-    quick = "quick"
-    full = "full"
-
-
-class ExecutorChoice(StrEnum):
-    """Where runs are trained."""
-
-    local = "local"
-    ray = "ray"
+def _option(help: str, panel: str, **more: int) -> typer.models.OptionInfo:
+    return typer.Option(help=help, rich_help_panel=panel, **more)
 
 
 @app.command()
 def study(
-    profile: Annotated[
-        ProfileChoice, typer.Option(help="smoke: a test, its figures mean nothing; quick: two CPU cores; full: a GPU.")
-    ] = ProfileChoice.quick,
-    task: Annotated[TaskChoice, typer.Option(help="Which of the two tasks.")] = TaskChoice.all,
-    data: Annotated[
-        Path | None, typer.Option(help="A prepared set, or a folder with one per task. Default: synthetic images.")
+    context: typer.Context,
+    profile: Annotated[ProfileName, _option(PROFILE, RUNTIME)] = "quick",
+    task: Annotated[Literal[Task, "all"], _option("One of the two tasks, or both.", RUNTIME)] = "all",
+    data: Annotated[Path | None, _option(DATA, RUNTIME)] = None,
+    out: Annotated[Path | None, _option("Folder of the results (default: reports/PROFILE).", RUNTIME)] = None,
+    jobs: Annotated[int, _option(JOBS, RUNTIME, min=1)] = 1,
+    executor: Annotated[Literal["local", "ray"], _option(EXECUTOR, RUNTIME)] = "local",
+    address: Annotated[str | None, _option(ADDRESS, RUNTIME)] = None,
+    seeds: Annotated[int, _option("Repeat every run with seeds 1 to N.", GRID, min=1)] = 1,
+    client_counts: Annotated[str | None, _option("Numbers of clients, as in 2,4.", GRID)] = None,
+    partitions: Annotated[str | None, _option(PARTITIONS, GRID)] = None,
+    alpha: Annotated[float | None, _option(ALPHA, GRID)] = None,
+    group_column: Annotated[str | None, _option(GROUP_COLUMN, GRID)] = None,
+    rounds: Annotated[int | None, _option("Federated rounds.", TRAINING)] = None,
+    local_epochs: Annotated[int | None, _option("Epochs at each client in each round.", TRAINING)] = None,
+    batch_size: Annotated[int | None, _option("Cases per step.", TRAINING)] = None,
+    learning_rate: Annotated[float | None, _option("Peak learning rate.", TRAINING)] = None,
+    strategy: Annotated[str | None, _option(STRATEGY, TRAINING)] = None,
+    quorum: Annotated[float | None, _option(QUORUM, TRAINING)] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=SET, rich_help_panel=TRAINING)
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results.  [default: reports/PROFILE]")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Repeat every run with seeds 1 to N.")] = 1,
-    jobs: Annotated[int, typer.Option(min=1, help="Notebooks at a time; they share the cores, and take a GPU each.")] = 1,
-    executor: Annotated[ExecutorChoice, typer.Option(help=EXECUTOR)] = ExecutorChoice.local,
-    address: Annotated[str | None, typer.Option(help=ADDRESS)] = None,
-    client_counts: Annotated[str | None, typer.Option(help="Numbers of clients, as in 2,4.")] = None,
-    partitions: Annotated[str | None, typer.Option(help=PARTITIONS)] = None,
-    alpha: Annotated[float | None, typer.Option(help=ALPHA)] = None,
-    group_column: Annotated[str | None, typer.Option(help=GROUP_COLUMN)] = None,
-    rounds: Annotated[int | None, typer.Option(help="Federated rounds.")] = None,
-    local_epochs: Annotated[int | None, typer.Option(help="Epochs at each client in each round.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Cases per step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    strategy: Annotated[str | None, typer.Option(help=STRATEGY)] = None,
-    quorum: Annotated[float | None, typer.Option(help=QUORUM)] = None,
-    margin_accuracy: Annotated[float | None, typer.Option(help=MARGIN.format("accuracy", 0.05))] = None,
-    margin_sensitivity: Annotated[float | None, typer.Option(help=MARGIN.format("macro sensitivity", 0.05))] = None,
-    margin_dice: Annotated[float | None, typer.Option(help=MARGIN.format("DSC", 0.02))] = None,
-    significance: Annotated[float | None, typer.Option(help=SIGNIFICANCE)] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=SET)] = None,
+    margin_accuracy: Annotated[float | None, _option(MARGIN.format("accuracy", 0.05), ANALYSIS)] = None,
+    margin_sensitivity: Annotated[float | None, _option(MARGIN.format("macro sensitivity", 0.05), ANALYSIS)] = None,
+    margin_dice: Annotated[float | None, _option(MARGIN.format("DSC", 0.02), ANALYSIS)] = None,
+    significance: Annotated[float | None, _option(SIGNIFICANCE, ANALYSIS)] = None,
 ) -> None:
-    """Run all notebooks of a study and write index.html. Interrupted, the same command goes on where it stopped.
+    """Run all notebooks of a study and write index.html. Interrupted, the same command resumes it.
 
-    What is not given comes from the profile. Exit code 0: every run is done; 1: some failed, and are named; 2: bad input.
+    The profile sets what is not given. Exit code 0: every run is done; 1: some failed, and are named; 2: bad input.
     """
-    from fedlib.study.runner import run_study  # here: --help must not wait for torch
-
-    if address and executor is not ExecutorChoice.ray:
+    if address and executor != "ray":
         raise UserError(f"--address {address}: expected with --executor ray only")
-    tasks = ["classification", "segmentation"] if task is TaskChoice.all else [task.value]
-    given = {"client_counts": client_counts, "partitions": partitions, "alpha": alpha,
-             "group_column": group_column, "rounds": rounds, "local_epochs": local_epochs,
-             "batch_size": batch_size, "learning_rate": learning_rate, "strategy": strategy, "quorum": quorum,
-             "margin_accuracy": margin_accuracy, "margin_sensitivity": margin_sensitivity,
-             "margin_dice": margin_dice, "significance": significance}  # fmt: skip
+    given = {name: value for name, value in context.params.items() if name in StudyConfig.model_fields}
     given |= dict(map(_setting, settings or []))
-    common = given | {"profile": profile.value, "data_dir": data, "out_dir": out, "seed": list(range(1, seeds + 1))}
-    studies = [StudyConfig.make(task=name, **common) for name in tasks]
-    problems = run_study(studies, jobs, executor.value, address)
+    given |= {"data_dir": data, "out_dir": out, "seeds": list(range(1, seeds + 1))}
+    studies = [StudyConfig.make(**given | {"task": name}) for name in (Task.__args__ if task == "all" else [task])]
+    from fedlib.study.runner import run_study  # here: --help and a refusal must not wait for torch
+
+    try:
+        problems = run_study(studies, jobs, executor, address)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command resumes the study.", err=True)
+        raise
     for problem in problems:
         typer.echo(f"FAILED: {problem}", err=True)
     typer.echo(f"Open {_relative(studies[0].out_dir / 'index.html')}")
     if problems:
-        raise SystemExit(1)
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -164,5 +136,11 @@ def _relative(path: Path) -> Path:
 
 
 def main() -> None:
-    """Run the command line."""
-    run_command_line(app, "python -m fedlib")
+    """Run the command line: bad input is one line on standard error and exit code 2, Ctrl-C is 130."""
+    try:
+        code = app(sys.argv[1:] or ["--help"], prog_name="python -m fedlib", standalone_mode=False)
+    except (UserError, click.ClickException) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        typer.echo(f"error: {' '.join(message.splitlines())}", err=True)  # a path may hold a line break
+        raise SystemExit(2) from None
+    raise SystemExit(code)

@@ -62,26 +62,6 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_list
 Partitions = Annotated[tuple[Partition, ...], BeforeValidator(_listed), Field(min_length=1)]
 
 
-def run_command_line(app: Any, name: str) -> None:
-    """Run a Typer app as `name`: every refusal is one line on standard error and exit code 2, Ctrl-C is 130."""
-    import click  # here, and typer: a notebook needs neither
-    import typer
-
-    typer.core.HAS_RICH = False  # it escapes brackets for rich, which then does not print them
-    try:
-        code = typer.main.get_command(app).main(prog_name=name, standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        raise SystemExit(2) from None
-    except (UserError, click.ClickException) as error:
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        typer.echo(f"error: {' '.join(message.splitlines())}", err=True)  # a path may hold a line break
-        raise SystemExit(2) from None
-    if code == 130:  # what Typer makes of Ctrl-C
-        typer.echo("Interrupted. The same command goes on from here.", err=True)
-    raise SystemExit(code)
-
-
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 

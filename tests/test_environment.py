@@ -2,7 +2,6 @@
 
 import ast
 import graphlib
-import json
 import os
 import re
 import sys
@@ -61,7 +60,9 @@ def test_every_module_that_is_imported_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     spelled = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "bs4": "beautifulsoup4", "IPython": "ipython"}
     imported = {name.split(".")[0] for path in MODULES + sorted((ROOT / "data_prep").glob("*.py")) for name in imports(path)}
-    outside = {spelled.get(name, name) for name in imported - set(sys.stdlib_module_names) - {"fedlib", "data_prep"}}
+    outside = {
+        canonical(spelled.get(name, name)) for name in imported - set(sys.stdlib_module_names) - {"fedlib", "data_prep"}
+    }
     declared = [*project["dependencies"], *project["optional-dependencies"]["ray"]]
     assert outside - {canonical(name) for name in declared} == set()
 
@@ -140,17 +141,32 @@ def test_the_command_line_answers_without_torch(module):
     assert done.stdout.strip() == "[]"
 
 
-def test_a_study_s_processes_start_without_what_their_kernels_import():
-    """A process of the pool imports fedlib.study.runner, and then starts a kernel that imports all over again."""
-    late = "{'monai', 'flwr', 'seaborn', 'statsmodels', 'papermill', 'nbconvert'}"
-    done = python("-c", f"import sys, fedlib.study.runner; print(sorted({late} & set(sys.modules)))")
-    assert done.stdout.strip() == "[]"
-
-
-def test_no_part_of_fedlib_imports_ray_or_a_grammar_that_takes_seconds():
+def test_no_part_of_fedlib_imports_ray():
     names = ", ".join(module_name(path) for path in MODULES if path.stem != "__main__")
-    done = python("-c", f"import sys, {names}; print(sorted({{'ray', 'rfc3987_syntax', 'torch'}} & set(sys.modules)))")
+    done = python("-c", f"import sys, {names}; print(sorted({{'ray', 'torch'}} & set(sys.modules)))")
     assert done.stdout.strip() == "['torch']"
+
+
+IMPORT = """
+import os, signal, sys, threading
+import ctypes, json, logging  # what is here already is no effect of fedlib
+before, modules, environment = (signal.getsignal(signal.SIGINT), os.getcwd()), set(sys.modules), dict(os.environ)
+import fedlib
+assert set(os.environ) - set(environment) <= {SET}, "only these are set"
+assert environment.items() <= os.environ.items(), "and nothing that was set is changed"
+assert set(sys.modules) - modules == {"fedlib"}, set(sys.modules) - modules
+assert (signal.getsignal(signal.SIGINT), os.getcwd()) == before
+assert threading.active_count() == 1
+"""
+DEFAULTS = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK"}
+DEFAULTS |= {"RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"}
+
+
+@pytest.mark.parametrize("given", [{}, dict.fromkeys(DEFAULTS, "own")], ids=["unset", "set"])
+def test_importing_fedlib_sets_defaults_of_the_environment_and_does_nothing_else(given):
+    environment = {name: value for name, value in os.environ.items() if name not in DEFAULTS} | given
+    done = python("-c", IMPORT.replace("SET", str(DEFAULTS)[1:-1]), env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("module", ["fedlib.training.loop", "data_prep.resampling"])
@@ -158,29 +174,6 @@ def test_how_threads_wait_is_set_before_torch_is_there_to_read_it(module):
     order = "print([name for name in sys.modules if name in ('fedlib', 'torch')], os.environ['GOMP_SPINCOUNT'])"
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     assert python("-c", f"import os, sys, {module}; {order}", env=environment).stdout == "['fedlib', 'torch'] 2000\n"
-
-
-FREED = """
-import fedlib, psutil, torch
-
-def resident():
-    return psutil.Process().memory_info().rss / 1e6
-
-small, large = [torch.zeros(250_000) for _ in range(200)], torch.zeros(25_000_000)
-peak = resident()
-small.clear()
-left = resident()
-del large
-print([peak - left, left - resident()])
-"""
-
-
-def test_a_step_finds_the_memory_that_the_step_before_has_freed():
-    """MB given back to the system, of 200 in blocks as a step's, and of one block of 100."""
-    given = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    assert json.loads(python("-c", FREED, env=given).stdout) == pytest.approx([0, 100], abs=10)
-    own = given | {"MALLOC_TRIM_THRESHOLD_": "131072"}
-    assert json.loads(python("-c", FREED, env=own).stdout) == pytest.approx([200, 100], abs=10)
 
 
 def test_tests_that_share_what_is_costly_stay_in_one_process(request):

@@ -1,41 +1,47 @@
-"""A study: the notebooks of each task, run by papermill in order, with resume; then the report.
+"""Run a study: papermill executes the notebooks of each task, several at a time; then the index page is written.
 
-A notebook that was executed with these parameters, and whose runs are all done, is not executed again; a run that is done
-is not trained again. So the same command goes on wherever it was stopped.
-
-Each process of the pool imports this module before it starts a kernel, which imports all that it needs itself. So what takes
-seconds to import, MONAI and the report's libraries, is imported here where it is used.
+A notebook is not executed again while its source, parameters, data and runs stay the same. A finished run is not trained
+again. So the same command resumes a study wherever it was stopped.
 """
 
 import hashlib
 import json
-import multiprocessing
+import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import papermill
+import psutil
 import torch
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
 from tqdm import tqdm
 
 from fedlib.config import ROOT, RunConfig, StudyConfig, UserError
 from fedlib.data.dataset import PreparedSet, find_prepared, open_prepared
 from fedlib.data.partition import clients_of
+from fedlib.study.pages import render_notebook
+from fedlib.study.report import missing_runs, write_index
 from fedlib.training.run_store import RunStore, remember_study
 
 NOTEBOOKS = ROOT / "notebooks"
-STAGES = (("01_data_preparation",), ("02_centralized_training", "03_federated_simulation"), ("04_compare_results",))
-"""A notebook needs those of the stages before, of its own task; those of one stage do not need each other."""
+ORDER = ("01_data_preparation", "03_federated_simulation", "02_centralized_training", "04_compare_results")
+"""03 takes longest and starts before 02, so that no core idles while it ends. 04 reads what both have trained."""
 MODES = {"02": ("centralized",), "03": ("local", "federated"), "04": ("centralized", "local", "federated")}
+LOG_EVERY_S = 10.0
+_worker = threading.local()
+"""Of a thread that executes notebooks: the environment variables of its kernels."""
 
 
 @dataclass(frozen=True)
@@ -45,55 +51,68 @@ class Job:
     study: StudyConfig
     notebook: str
 
-    @property
-    def output(self) -> Path:
-        return self.study.out_dir / self.study.task / f"{self.notebook}.ipynb"
+    def __str__(self) -> str:
+        return f"{self.study.task}/{self.notebook}"
 
     @property
-    def stamp(self) -> dict[str, Any]:
-        """What the output depends on, besides the runs: kept in its metadata."""
-        source = (NOTEBOOKS / f"{self.notebook}.ipynb").read_bytes()
-        return {"source_sha256": hashlib.sha256(source).hexdigest(), "parameters": self.parameters}
+    def output(self) -> Path:
+        """Return the path of the executed notebook."""
+        return self.study.out_dir / f"{self}.ipynb"
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What differs from the profile's own study: what a person would have to set in the notebook."""
-        usual = StudyConfig.make(task=self.study.task, profile=self.study.profile)
-        given, known = (json.loads(study.model_dump_json(by_alias=True)) for study in (self.study, usual))
+        """Return what differs from the profile's defaults: what a reader would have to set in the notebook."""
+        default = StudyConfig.make(task=self.study.task, profile=self.study.profile)
+        given, known = (json.loads(study.model_dump_json(by_alias=True)) for study in (self.study, default))
         return {name: value for name, value in given.items() if value != known[name] or name in ("task", "profile")}
 
-    @property
-    def stage(self) -> int:
-        """Where it stands in STAGES."""
-        return next(number for number, stage in enumerate(STAGES) if self.notebook in stage)
-
-    def needs(self, other: "Job") -> bool:
-        """Whether the other must have ended before this one begins."""
-        return other.study == self.study and other.stage < self.stage
-
     def runs(self) -> list[RunConfig]:
-        """The runs that this notebook trains or reads."""
-        modes = MODES.get(self.notebook[:2])
-        return self.study.runs(open_prepared(self.study.prepared_dir, self.study.task).fingerprint, modes) if modes else []
+        """Return the runs that this notebook trains or reads; none before the data is prepared."""
+        return planned_runs(self.study, MODES.get(self.notebook[:2], ()))
+
+    def stamp(self) -> dict[str, Any]:
+        """Return what the executed notebook depends on; it is kept in the notebook's metadata."""
+        prepared, done = (
+            find_prepared(self.study.prepared_dir, self.study.task),
+            RunStore(self.study.out_dir).done(self.runs()),
+        )
+        return {
+            "source_sha256": hashlib.sha256((NOTEBOOKS / f"{self.notebook}.ipynb").read_bytes()).hexdigest(),
+            "parameters": self.parameters,
+            "data": open_prepared(prepared).fingerprint if prepared else None,
+            "runs": {run.folder.name: run.result["weights_sha256"] for run in done},
+        }
 
     def is_done(self) -> bool:
-        """Whether the notebook was executed as it would be now, after the last of its runs."""
-        prepared = find_prepared(self.study.prepared_dir, self.study.task)
-        if not self.output.with_suffix(".html").exists() or not prepared:
+        """Return whether the notebook was executed and rendered with all its runs, and nothing changed since."""
+        if not self.output.with_suffix(".html").exists():
             return False
-        if json.loads(self.output.read_text())["metadata"].get("fedlib") != self.stamp:
-            return False
-        configs, store = self.runs(), RunStore(self.study.out_dir)
-        finished = [run.folder / "status.json" for run in store.done(configs)]
-        executed_at = self.output.stat().st_mtime
-        return len(finished) == len(configs) and all(status.stat().st_mtime <= executed_at for status in finished)
+        stamp = self.stamp()
+        executed = json.loads(self.output.read_text())["metadata"].get("fedlib")
+        return executed == stamp and stamp["data"] is not None and len(stamp["runs"]) == len(self.runs())
+
+
+class Kernel(AsyncKernelManager):
+    """Run a notebook in this Python interpreter, whichever kernel is `python3` on JUPYTER_PATH."""
+
+    def _kernel_spec_manager_default(self) -> KernelSpecManager:
+        return KernelSpecManager(kernel_dirs=[])
+
+    async def start_kernel(self, **options: Any) -> None:
+        """Start the kernel with the environment of the calling thread."""
+        await super().start_kernel(cwd=str(NOTEBOOKS), env=os.environ | _worker.environment, **options)
+
+    async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+        """Ask the kernel to end. The inherited method interrupts it first, which an idle kernel may log as an error."""
+        await self.request_shutdown()
+        await self.finish_shutdown()
 
 
 def run_study(studies: list[StudyConfig], n_jobs: int = 1, executor: str = "local", address: str | None = None) -> list[str]:
-    """Carry out the studies (one per task, one out_dir) and write the report. Returns what went wrong, a line each.
+    """Carry out the studies (one per task, one out_dir) and write the report. Returns one line per failure.
 
-    With executor `ray` the Ray cluster at `address` trains the runs, before the notebooks that tell of them; a run that
-    fails there is tried once more by its notebook.
+    With executor `ray` the Ray cluster at `address` trains the runs before the notebooks show them; a run that fails there
+    is tried once more by its notebook.
     Raises UserError before any training when the data, the grid of runs or the cluster cannot work.
     """
     if not NOTEBOOKS.is_dir():
@@ -102,184 +121,136 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1, executor: str = "loca
         if study.data_dir:
             check(study)
     if executor == "ray":
-        from fedlib.study.ray_cluster import check_ray, run_on_ray
+        from fedlib.study.ray_cluster import connect, train_on_cluster  # here: Ray is an optional dependency
 
-        check_ray(studies, address)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill stops the children too
-    threads = torch.get_num_threads()
-    if n_jobs > 1:
-        threads = max(1, (os.cpu_count() or 1) // n_jobs)
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-    problems: list[str] = []
-    with (
-        _alone(studies[0].out_dir),
-        _Bar(studies) as bar,
-        _pool(n_jobs) as pool,
-    ):
-        first, *later = STAGES
-        problems += _execute_all([Job(study, notebook) for notebook in first for study in studies], pool, n_jobs, bar)
-        # From here on there must be data, and a task without any has failed.
+        connect(address)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the study as Ctrl-C does
+    threads = max(1, torch.get_num_threads() // n_jobs)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    with _lock(studies[0].out_dir), _pool(n_jobs) as pool, _Progress(studies) as progress:
+        problems = _execute_all([Job(study, ORDER[0]) for study in studies], pool, progress)
         studies = [study for study in studies if find_prepared(study.prepared_dir, study.task)]
         for study in studies:
             remember_study(study, check(study))
         if executor == "ray":
-            run_on_ray(studies, threads, address, lambda: bar.show([]))
-        threading.Thread(
-            target=import_module, args=["fedlib.study.report"]
-        ).start()  # while this process waits for the others
-        # 03 is by far the longest and comes before 02: no core should be idle while the other still has it to do.
-        todo = [Job(study, notebook) for stage in later for notebook in reversed(stage) for study in studies]
-        problems += _execute_all(todo, pool, n_jobs, bar)
-    if studies:
-        from fedlib.study.report import write_index
-
-        problems += [f"{run['run_id']}: {run['why']}" for study in studies for run in _missing(study)]
-        write_index(studies[0].out_dir)
+            train_on_cluster(studies, threads, progress.show)
+        problems += _execute_all([Job(study, notebook) for notebook in ORDER[1:] for study in studies], pool, progress)
+        for study in studies:
+            fingerprint = open_prepared(study.prepared_dir, study.task).fingerprint
+            problems += [f"{run['run_id']}: {run['why']}" for run in missing_runs(study.out_dir, study, fingerprint)]
+        if studies:
+            write_index(studies[0].out_dir)
     return problems
 
 
-def _pool(n_jobs: int) -> ProcessPoolExecutor:
-    """Processes for `n_jobs` notebooks at a time; where there are several GPUs, each sees one of them, dealt in turn."""
-    spawn = multiprocessing.get_context("spawn")
-    gpus, free = _gpus(), None
-    if n_jobs > 1 and len(gpus) > 1:
-        free = spawn.SimpleQueue()
-        for gpu in islice(cycle(gpus), n_jobs):
-            free.put(gpu)
-    return ProcessPoolExecutor(n_jobs, spawn, _begin, (free,))
-
-
-def _begin(free: "multiprocessing.SimpleQueue[str] | None") -> None:
-    """What a process of the pool does first: take its GPU, and see to it that it ends with the study, even a killed one."""
-    if free:
-        _take_gpu(free)
-    threading.Thread(target=_end_with_the_study, daemon=True).start()
-
-
-def _end_with_the_study() -> None:
-    """The kernel of a notebook looks after its parent in the same way."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    count = torch.cuda.device_count()
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",")[:count] if named else list(map(str, range(count)))
-
-
-def _take_gpu(free: "multiprocessing.SimpleQueue[str]") -> None:
-    """From now on this process, and the kernels that it starts, see this GPU alone."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = free.get()
-
-
-@contextmanager
-def _alone(out_dir: Path) -> Iterator[None]:
-    """Refuse a second study in the same folder; remove what a killed one left aside."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out_dir / ".study.lock", timeout=0):
-            for aside in out_dir.glob("*/.*.ipynb"):
-                aside.unlink()
-            yield
-    except Timeout:
-        raise UserError(f"--out {out_dir}: another study is running there; wait for it or choose another folder") from None
+def planned_runs(study: StudyConfig, modes: Sequence[str] = MODES["04"]) -> list[RunConfig]:
+    """Return the runs of a study's grid; none before its data is prepared."""
+    prepared = find_prepared(study.prepared_dir, study.task)
+    return study.runs(open_prepared(prepared).fingerprint, modes) if prepared else []
 
 
 def check(study: StudyConfig) -> PreparedSet:
-    """Open the data and deal every partition of the grid: what cannot work fails here, in seconds. Returns the data."""
+    """Open the data and partition it for every run. Returns the data; raises UserError if a run could not be trained."""
     data = open_prepared(study.prepared_dir, study.task)
     for config in study.runs(data.fingerprint):
         clients_of(config, data)
     return data
 
 
-def _missing(study: StudyConfig) -> list[dict[str, str]]:
-    from fedlib.study.report import missing_runs
-
-    return missing_runs(study.out_dir, study, open_prepared(study.prepared_dir, study.task).fingerprint)
-
-
-def _execute_all(jobs: list[Job], pool: ProcessPoolExecutor, n_jobs: int, bar: "_Bar") -> list[str]:
-    """Execute notebooks, `n_jobs` at a time, in this order but for those that need others. Returns their errors."""
-    todo, problems = list(jobs), []
-    waiting: dict[Future, Job] = {}
+def _lock(out_dir: Path) -> AcquireReturnProxy:
+    """Lock the folder against a second study. The lock ends with the process."""
+    out_dir.mkdir(parents=True, exist_ok=True)
     try:
-        while todo or waiting:
-            for job in [job for job in todo if not any(map(job.needs, (*todo, *waiting.values())))]:
-                todo.remove(job)
-                if job.is_done():
-                    bar.notebook_done()
-                else:
-                    waiting[pool.submit(execute, job)] = job
-            bar.show(list(waiting.values())[:n_jobs])  # the pool takes them in this order
-            wait(waiting, 0.3, FIRST_COMPLETED)
-            for future in [future for future in waiting if future.done()]:
-                job = waiting.pop(future)
-                bar.notebook_done()
-                if error := future.result():
-                    problems.append(f"{job.study.task}/{job.notebook}: {error}")
-    except KeyboardInterrupt:
-        for child in multiprocessing.active_children():
-            child.terminate()  # their kernels notice that the parent is gone and stop
+        return FileLock(out_dir / ".study.lock").acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"--out {out_dir}: another study is running there; wait for it or choose another folder") from None
+
+
+def _pool(n_jobs: int) -> ThreadPoolExecutor:
+    """Return threads for `n_jobs` notebooks at a time; where there are several GPUs, each thread has one of them."""
+    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = named.split(",")[:count] if named else map(str, range(count))
+    environments = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] if n_jobs > 1 else []
+    return ThreadPoolExecutor(n_jobs, initializer=_begin_worker, initargs=(cycle(environments or [{}]),))
+
+
+def _begin_worker(environments: Iterator[dict[str, str]]) -> None:
+    _worker.environment = next(environments)
+
+
+def _execute_all(jobs: list[Job], pool: ThreadPoolExecutor, progress: "_Progress") -> list[str]:
+    """Execute notebooks in this order, as many at a time as the pool takes. Returns one line per failure."""
+    futures: dict[Job, Future] = {}
+    for job in jobs:
+        needed = [future for other, future in futures.items() if other.study == job.study and job.notebook == ORDER[-1]]
+        futures[job] = pool.submit(execute, job, needed)
+    progress.futures |= futures
+    try:
+        while wait(futures.values(), 0.5).not_done:
+            progress.show()
+    except BaseException:
+        _stop(pool, futures)
         raise
-    return problems
+    return [f"{job}: {error}" for job, future in futures.items() if (error := future.result())]
 
 
-def execute(job: Job) -> str | None:
-    """Execute a notebook aside, stamp it, render it, put both in place. Returns the error in one line, if there was one."""
-    import papermill
+def _stop(pool: ThreadPoolExecutor, futures: dict[Job, Future]) -> None:
+    """Cancel what has not begun and kill the kernels: Ctrl-C does not reach them, they have sessions of their own."""
+    logging.getLogger("papermill").disabled = True  # it would report every kernel that dies
+    pool.shutdown(wait=False, cancel_futures=True)
+    while not all(future.done() for future in futures.values()):
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        time.sleep(0.1)
 
-    from fedlib.study.pages import render_notebook
 
+def execute(job: Job, needed: Sequence[Future] = ()) -> str | None:
+    """Execute and render a notebook after those that it needs, unless it is done. Returns its error in one line."""
+    wait(needed)
+    if job.is_done():
+        return None
     job.output.parent.mkdir(parents=True, exist_ok=True)
-    aside, error = job.output.with_name(f".{os.getpid()}-{job.output.name}"), None
-    source = NOTEBOOKS / f"{job.notebook}.ipynb"
+    unfinished, error = job.output.with_name(f".{job.output.name}"), None
+    options = {"progress_bar": False, "kernel_manager_class": Kernel, "extra_arguments": ["--log-level=ERROR"]}
     try:
-        papermill.execute_notebook(
-            source, aside, job.parameters, progress_bar=False, cwd=NOTEBOOKS, extra_arguments=["--log-level=ERROR"]
-        )
-        content = json.loads(aside.read_text())
-        content["metadata"]["fedlib"] = job.stamp
-        aside.write_text(json.dumps(content))
+        papermill.execute_notebook(NOTEBOOKS / f"{job.notebook}.ipynb", unfinished, job.parameters, **options)
+        content = json.loads(unfinished.read_text())
+        content["metadata"]["fedlib"] = job.stamp()
+        unfinished.write_text(json.dumps(content))
     except papermill.PapermillExecutionError as failure:
         error = f"{failure.ename}: {failure.evalue}"
     except Exception as failure:  # the kernel died, of memory for example, or never began
         error = f"{type(failure).__name__}: {failure}"
-    if aside.exists():
-        aside.replace(job.output)
+    if unfinished.exists():
+        unfinished.replace(job.output)
         render_notebook(job.output)
     return error
 
 
-class _Bar:
-    """A progress bar over notebooks and runs; it counts what the run store holds."""
+class _Progress:
+    """Show how many notebooks and runs are done: a bar, or in a log a line at most every LOG_EVERY_S."""
 
     def __init__(self, studies: list[StudyConfig]):
-        self.studies, self.notebooks = studies, 0
-        n_notebooks = len(studies) * sum(map(len, STAGES))
-        self.bar = tqdm(total=n_notebooks + sum(len(study.runs("")) for study in studies), unit="step", dynamic_ncols=True)
+        self.studies, self.futures, self.logged = studies, {}, (0, time.monotonic())
+        self.total = len(studies) * len(ORDER) + sum(len(study.runs("")) for study in studies)
+        self.bar = tqdm(total=self.total, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> "_Progress":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.show()
         self.bar.close()
 
-    def notebook_done(self) -> None:
-        self.notebooks += 1
-        self.show([])
-
-    def show(self, running: list[Job]) -> None:
-        self.bar.set_description(", ".join(f"{job.study.task} {job.notebook[:2]}" for job in running), refresh=False)
-        before, self.bar.n = self.bar.n, self.notebooks + sum(map(self._runs_done, self.studies))
-        if sys.stderr.isatty() or self.bar.n > before:  # a log gets a line only when something is done
-            self.bar.refresh()
-
-    @staticmethod
-    def _runs_done(study: StudyConfig) -> int:
-        if not find_prepared(study.prepared_dir, study.task):
-            return 0
-        data = open_prepared(study.prepared_dir, study.task)
-        return len(RunStore(study.out_dir).done(study.runs(data.fingerprint)))
+    def show(self) -> None:
+        """Count again and show what has changed."""
+        done = sum(future.done() for future in self.futures.values())
+        done += sum(len(RunStore(study.out_dir).done(planned_runs(study))) for study in self.studies)
+        running = ", ".join(str(job) for job, future in self.futures.items() if future.running())
+        self.bar.n = done
+        self.bar.set_description(running)
+        count, at = self.logged
+        if self.bar.disable and done > count and time.monotonic() - at > LOG_EVERY_S:
+            self.logged = done, time.monotonic()
+            print(f"{done} of {self.total} steps done; {running}", file=sys.stderr, flush=True)

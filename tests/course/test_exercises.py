@@ -215,7 +215,7 @@ KEYS = st.text() | st.integers()
 NESTED = st.recursive(st.one_of(*SCALARS), lambda some: st.lists(some) | st.tuples(some) | st.dictionaries(KEYS, some))
 EVERY = {check: against for check, _, against in RIGHT} | {
     exercises.check_study: (),
-    exercises.check_verdicts: (exercises.four_arms(), 0.05),
+    exercises.check_verdicts: (exercises.five_arms(), 0.05),
     exercises.check_margin: (pd.DataFrame({"mode": ["federated"], "smallest_margin": [0.02]}),),
 }
 

@@ -11,7 +11,7 @@ from papermill.translators import PythonTranslator
 from data_prep import quality
 from data_prep.sources import prepare_class_folders
 from fedlib.config import StudyConfig, UserError
-from fedlib.study.runner import NOTEBOOKS, STAGES
+from fedlib.study.runner import NOTEBOOKS, ORDER
 from fedlib.training.run_store import RunStore
 from tests.data_prep import raw
 from tests.helpers import python, snapshot
@@ -19,7 +19,7 @@ from tests.helpers import python, snapshot
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 BOOKS = {name: nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4) for name in NAMES}
 LONGEST_CELL, MEDIAN_CELL, FIRST_CELLS = 25, 8, 5
-OF_THE_STUDY = [name for stage in STAGES for name in stage]
+OF_THE_STUDY = sorted(ORDER)
 
 
 def code_cells(name):

@@ -1,4 +1,4 @@
-"""A study: done once, not done again; stopped anywhere, it goes on; a failed run is named and gives exit code 1."""
+"""A study: done once, not done again; stopped anywhere, it resumes; a failed run is named and gives exit code 1."""
 
 import json
 import os
@@ -6,18 +6,21 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
+import nbformat
 import pandas as pd
 import psutil
 import pytest
 import torch
 
 from fedlib.config import StudyConfig
-from fedlib.study import runner as study
+from fedlib.study import runner
 from fedlib.study.report import missing_runs
-from fedlib.study.runner import STAGES, Job, run_study
+from fedlib.study.runner import ORDER, Job, run_study
 from fedlib.training.run_store import RunStore
 from tests.helpers import python, snapshot, started, until
 
@@ -27,8 +30,9 @@ COMMAND = ("-m", "fedlib", "study", "--profile", "smoke", "--task", "segmentatio
 
 
 @pytest.fixture
-def _own_signals():
-    """Put back what run_study sets for the process."""
+def _own_process(monkeypatch):
+    """Put back what run_study sets for its process."""
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(torch.get_num_threads())))
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
@@ -39,12 +43,9 @@ def studies(smoke):
     return [StudyConfig.make(profile="smoke", task=task, out_dir=smoke, seed=[1]) for task in TASKS]
 
 
-@pytest.mark.usefixtures("_own_signals")
+@pytest.mark.usefixtures("_own_process")
 def test_the_same_command_again_does_nothing(smoke, studies, monkeypatch):
-    def submitted(_, function, job):
-        raise AssertionError(f"{job.notebook} is executed again")
-
-    monkeypatch.setattr(study.ProcessPoolExecutor, "submit", submitted)
+    monkeypatch.setattr(runner.papermill, "execute_notebook", lambda notebook, *_, **__: pytest.fail(f"{notebook} again"))
     before = snapshot(smoke)
     assert run_study(studies) == []
     after = snapshot(smoke)
@@ -52,29 +53,30 @@ def test_the_same_command_again_does_nothing(smoke, studies, monkeypatch):
     assert changed <= {"index.html", "study.json", "results.csv"}
 
 
-def test_a_task_s_comparison_does_not_wait_for_the_other_task(tmp_path, monkeypatch):
+def test_a_comparison_waits_for_the_notebooks_of_its_task_alone(tmp_path, monkeypatch):
     first, other = (StudyConfig.make(profile="smoke", task=task, out_dir=tmp_path) for task in TASKS)
-    jobs = [Job(study, notebook) for stage in STAGES[1:] for notebook in reversed(stage) for study in (first, other)]
-    began, compared = [], threading.Event()
+    ended, compared = [], threading.Event()
 
-    def execute(job):
-        began.append((job.study.task, job.notebook[:2]))
-        if began[-1] == (first.task, "04"):
+    def execute(job, needed):
+        if job == Job(other, ORDER[1]):
+            assert compared.wait(60), "the other task's comparison waits for this notebook"
+        runner.wait(needed)
+        ended.append(str(job))
+        if job == Job(first, ORDER[-1]):
             compared.set()
-        elif began[-1] == (other.task, "03"):
-            return None if compared.wait(60) else "03 of the other task waits in vain"
 
-    monkeypatch.setattr(study, "execute", execute)
-    with study._Bar([first, other]) as bar, ThreadPoolExecutor(2) as pool:
-        assert study._execute_all(jobs, pool, 2, bar) == []
-    assert sorted(began) == sorted((job.study.task, job.notebook[:2]) for job in jobs)
+    monkeypatch.setattr(runner, "execute", execute)
+    jobs = [Job(study, notebook) for notebook in ORDER[1:] for study in (first, other)]
+    with runner._Progress([first, other]) as progress, ThreadPoolExecutor(3) as pool:
+        assert runner._execute_all(jobs, pool, progress) == []
+    assert sorted(ended) == sorted(map(str, jobs))
     for task in TASKS:
-        assert [name for whose, name in began if whose == task] == ["03", "02", "04"]
+        assert [name for name in ended if name.startswith(task)][-1] == f"{task}/{ORDER[-1]}"
 
 
 def test_a_notebook_is_done_only_for_its_own_parameters(studies):
     for each in studies:
-        jobs = [Job(each, notebook) for stage in STAGES for notebook in stage]
+        jobs = [Job(each, notebook) for notebook in ORDER]
         assert [job.is_done() for job in jobs] == [True] * 4
         for changed in ({"rounds": 3}, {"seeds": (1, 2)}, {"client_counts": (2, 4)}):
             other = each.model_copy(update=changed)
@@ -90,11 +92,50 @@ def test_a_notebook_is_not_done_when_its_source_or_one_of_its_runs_changed(studi
     monkeypatch.undo()
     edited = tmp_path / "notebooks"
     edited.mkdir()
-    for source in study.NOTEBOOKS.glob("*.ipynb"):
+    for source in runner.NOTEBOOKS.glob("*.ipynb"):
         (edited / source.name).write_text(source.read_text().replace("Comparison of results", "Comparison"))
-    monkeypatch.setattr(study, "NOTEBOOKS", edited)
+    monkeypatch.setattr(runner, "NOTEBOOKS", edited)
     assert training.is_done()
     assert not comparison.is_done()
+
+
+@pytest.fixture
+def execute(tmp_path, monkeypatch):
+    """Execute a notebook of one cell as a study does; gives the error, and what the cell printed."""
+    monkeypatch.setattr(runner, "NOTEBOOKS", tmp_path)
+
+    def execute_cell(source, **environment):
+        given = nbformat.v4.new_code_cell("task = profile = out_dir = None", metadata={"tags": ["parameters"]})
+        cells = [given, nbformat.v4.new_code_cell(source)]
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(
+            nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path / f"{ORDER[0]}.ipynb"
+        )
+        job = Job(StudyConfig.make(profile="smoke", task=TASKS[0], out_dir=tmp_path / "out"), ORDER[0])
+        with ThreadPoolExecutor(1, initializer=runner._begin_worker, initargs=(iter([environment]),)) as pool:
+            error = pool.submit(runner.execute, job).result()
+        printed = [
+            output.text for output in nbformat.read(job.output, 4).cells[-1].outputs if output.output_type == "stream"
+        ]
+        return error, "".join(printed)
+
+    return execute_cell
+
+
+def test_a_notebook_runs_in_this_interpreter_whatever_kernel_jupyter_finds(execute, tmp_path, monkeypatch, capfd):
+    other = tmp_path / "jupyter" / "kernels" / "python3"
+    other.mkdir(parents=True)
+    (other / "kernel.json").write_text(json.dumps({"argv": ["/bin/false"], "display_name": "Other", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    source = "import os, sys; print(sys.executable, os.getcwd(), os.environ['CUDA_VISIBLE_DEVICES'])"
+    assert execute(source, CUDA_VISIBLE_DEVICES="7") == (None, f"{sys.executable} {tmp_path} 7\n")
+    assert capfd.readouterr().err == "", "a good run prints nothing that scares"
+
+
+def test_a_cell_that_raises_and_a_kernel_that_dies_are_named(execute):
+    assert execute("print('so far'); raise OSError('disk full')") == ("OSError: disk full", "so far\n")
+    error, _ = execute("import os; os._exit(9)")
+    assert error.startswith("DeadKernelError: ")
 
 
 def test_parameters_in_an_executed_notebook_are_flat_literals(smoke):
@@ -111,19 +152,28 @@ def test_what_is_left_behind_is_only_what_is_stated(smoke):
     assert [path for path in (smoke / "data").iterdir() if "partial" in path.name] == []
 
 
+def test_a_log_gets_few_lines(studies, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(runner.time, "monotonic", lambda: clock[0])
+    with runner._Progress(studies) as progress:
+        for clock[0] in (1, 11, 12, 30):
+            progress.show()
+    assert capsys.readouterr().err == "10 of 18 steps done; \n"
+
+
 def results(folder):
     """The segmentation runs of a study, without what a clock says."""
     table = pd.read_csv(folder / "results.csv").sort_index(axis=1)  # the order depends on which task comes first
     return table[table["task"] == "segmentation"].dropna(axis=1, how="all").drop(columns="seconds").reset_index(drop=True)
 
 
-def session(leader):
-    """Processes that a process has started, dead ones that nobody has asked for left out."""
+def marked(mark):
+    """Command lines of the living processes whose environment has the mark: a study's own, and all that it started."""
     found = []
-    for process in psutil.process_iter(["status", "cmdline"]):
-        with suppress(ProcessLookupError):
-            if os.getsid(process.pid) == leader and process.info["status"] != psutil.STATUS_ZOMBIE:
-                found.append(process.info["cmdline"])
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("STUDY") == mark:
+                found.append(process.cmdline())
     return found
 
 
@@ -132,22 +182,21 @@ def in_the_middle(out):
     return {run.status["state"] for run in RunStore(out).all()} >= {"done", "running"}
 
 
-def stop_in_the_middle(out, how, *given, **options):
-    """Start a study, stop it by a signal when one run is done and one is under way, and give its exit code.
+def stop_in_the_middle(out, how, *given, env=os.environ):
+    """Start a study, stop it by a signal when one run is done and one is under way. Returns its exit code and stderr.
 
     Nothing of it is left.
     """
-    command = [sys.executable, *COMMAND, str(out), *map(str, given)]
-    process = started(command, stderr=subprocess.DEVNULL, start_new_session=True, **options)
+    command, mark = [sys.executable, *COMMAND, str(out), *map(str, given)], str(uuid.uuid4())
+    process = started(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=env | {"STUDY": mark})
     try:
         until(lambda: in_the_middle(out) or process.poll() is not None, "no run", DEADLINE)
         assert process.returncode is None, "it ended before it could be stopped"
-        os.kill(process.pid, how) if how == signal.SIGKILL else os.killpg(
-            process.pid, how
-        )  # a terminal tells the whole group
-        code = process.wait(DEADLINE)
-        until(lambda: not session(process.pid), "processes are left", 60)
-        return code
+        assert how != signal.SIGKILL or marked(mark)
+        (os.kill if how == signal.SIGKILL else os.killpg)(process.pid, how)  # a terminal tells the whole group
+        _, stderr = process.communicate(timeout=DEADLINE)
+        until(lambda: not marked(mark), "processes are left", 60)
+        return process.returncode, stderr
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -155,10 +204,13 @@ def stop_in_the_middle(out, how, *given, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
-def test_a_study_that_was_stopped_goes_on_to_the_same_results(smoke, tmp_path, how):
+def test_a_study_that_was_stopped_resumes_to_the_same_results(smoke, tmp_path, how):
     out = tmp_path / "study"
-    code = stop_in_the_middle(out, how)
+    code, stderr = stop_in_the_middle(out, how)
     assert code == {signal.SIGKILL: -9}.get(how, 130)
+    if how != signal.SIGKILL:
+        assert stderr.splitlines()[-1] == "Interrupted. The same command resumes the study."
+    assert [line for line in stderr.splitlines() if "steps done" not in line and not line.startswith("Interrupted")] == []
     finished = {run.folder: (run.folder / "status.json").stat().st_mtime_ns for run in RunStore(out).all() if run.done}
     assert 0 < len(finished) < 5, "it was stopped in the middle"
     again = python(*COMMAND, out)
@@ -166,6 +218,7 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_results(smoke, tmp_path, h
     pd.testing.assert_frame_equal(results(out), results(smoke))
     assert {folder: (folder / "status.json").stat().st_mtime_ns for folder in finished} == finished, "not trained again"
     assert len(list(out.rglob("*.html"))) == 5
+    assert list(out.rglob(".*.ipynb")) == []
 
 
 @pytest.mark.slow
@@ -184,7 +237,8 @@ def test_a_failed_run_does_not_stop_the_others_and_is_named(smoke, tmp_path):
     assert "weights.safetensors" in text
     pd.testing.assert_frame_equal(results(out), results(smoke).query("run_id != @failing").reset_index(drop=True))
     obstacle.rmdir()
-    assert python(*COMMAND, out).returncode == 0
+    again = python(*COMMAND, out)
+    assert (again.returncode, Path(again.stdout.split()[-1]).name) == (0, "index.html")
     pd.testing.assert_frame_equal(results(out), results(smoke))
     assert failing not in (out / "index.html").read_text()
 
@@ -209,28 +263,21 @@ def test_two_jobs_at_once_give_the_same_results(tmp_path, prepared):
         (None, 4, 2, ["0", "1"]),
         ("3,5", 2, 2, ["3", "5"]),
         ("GPU-8a,GPU-8b,GPU-8c", 2, 3, ["GPU-8a", "GPU-8b", "GPU-8a"]),
-        (None, 1, 2, []),
-        (None, 2, 1, []),
-        ("", 0, 2, []),
+        (None, 1, 2, ["0", "0"]),
+        (None, 2, 1, [None]),
+        ("", 0, 2, [None, None]),
     ],
 )
 def test_jobs_take_a_gpu_each_in_turn(visible, count, jobs, expected, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    pools = []
-    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda *arguments: pools.append(arguments[2:]))
-    study._pool(jobs)
-    taken = []
-    for _ in expected:
-        (_, (free,)) = pools[0]
-        study._take_gpu(free)
-        taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
-    assert taken == expected
-    assert bool(pools[0][1][0]) == bool(expected)
-
-
-def test_a_job_s_process_sees_its_gpu_alone(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    with study._pool(2) as pool:
-        assert pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result() in ("0", "1")
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    together = threading.Barrier(jobs)
+
+    def gpu(_):
+        together.wait(60)  # so that every thread takes one
+        return runner._worker.environment.get("CUDA_VISIBLE_DEVICES")
+
+    with runner._pool(jobs) as pool:
+        assert sorted(pool.map(gpu, range(jobs)), key=str) == sorted(expected, key=str)
