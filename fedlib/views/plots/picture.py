@@ -14,12 +14,14 @@ from matplotlib.figure import Figure
 from fedlib.config import Partition
 
 INK, SOFT, PAGE = "#1c1e21", "#555b64", "#ffffff"
-SERIES = ("#005a9c", "#d97706", "#02815e", "#8b3fa0")
+SERIES = ("#005a9c", "#d97706", "#02815e", "#8b3fa0", "#b3264a", "#5d6b1f")
 """Blue, orange, green, purple: at least 3:1 on white, and the first two also far apart in lightness, for grey print."""
-VARIABLES = {INK: "ink", SOFT: "soft", PAGE: "page"} | dict(zip(SERIES, ("blue", "orange", "green", "purple"), strict=True))
+VARIABLES = {INK: "ink", SOFT: "soft", PAGE: "page"} | dict(
+    zip(SERIES, ("blue", "orange", "green", "purple", "red", "olive"), strict=True)
+)
 """What style.css calls the colours: in a page an SVG follows the reader's light or dark theme."""
 COLOURS = dict(zip(Partition.__args__, SERIES, strict=True))
-MARKERS = dict(zip(Partition.__args__, "os^D", strict=True))
+MARKERS = dict(zip(Partition.__args__, "os^Dvp", strict=True))
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)), (0, (4, 1, 1, 1)))
 """Of lines: told apart without colour."""
 STYLE = {
