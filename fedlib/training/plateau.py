@@ -1,8 +1,7 @@
 """Whether a training had reached its plateau: a rule on the validation scores of its rounds alone (*chosen*).
 
-The mean score over the last third of the rounds is compared with that over the third before. A run that still gained more
-than half the margin there is *climbing*: a longer training could overturn the verdict. With fewer than six rounds nothing
-can be said.
+The mean score over the last quarter of the rounds is compared with that over the quarter before. A run that still gained
+more than half the margin there is *climbing*: a longer training could overturn the verdict. Fewer than six rounds say nothing.
 """
 
 from collections.abc import Sequence
@@ -13,11 +12,11 @@ PLATEAU, CLIMBING, TOO_FEW = "plateau", "climbing", "too few rounds"
 
 
 def recent_gain(scores: Sequence[float]) -> float:
-    """Return the mean of the last third of the scores minus that of the third before; NaN with fewer than six scores."""
-    third = len(scores) // 3
-    if third < 2:
+    """Return the mean of the last quarter of the scores minus that of the quarter before; NaN with fewer than six scores."""
+    if len(scores) < 6:
         return float("nan")
-    return float(np.mean(scores[-third:]) - np.mean(scores[-2 * third : -third]))
+    quarter = max(2, len(scores) // 4)
+    return float(np.mean(scores[-quarter:]) - np.mean(scores[-2 * quarter : -quarter]))
 
 
 def training_state(scores: Sequence[float], margin: float) -> str:
