@@ -68,7 +68,7 @@ class ProfileChoice(StrEnum):
 
     smoke = "smoke"
     quick = "quick"
-    full = "full"
+    paper = "paper"
 
 
 class ExecutorChoice(StrEnum):
@@ -81,7 +81,10 @@ class ExecutorChoice(StrEnum):
 @app.command()
 def study(
     profile: Annotated[
-        ProfileChoice, typer.Option(help="smoke: a test, its figures mean nothing; quick: two CPU cores; full: a GPU.")
+        ProfileChoice,
+        typer.Option(
+            help="smoke: a test, its figures mean nothing; quick: two CPU cores; paper: the paper's own protocol, on a GPU."
+        ),
     ] = ProfileChoice.quick,
     task: Annotated[TaskChoice, typer.Option(help="Which of the two tasks.")] = TaskChoice.all,
     data: Annotated[

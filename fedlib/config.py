@@ -1,7 +1,7 @@
 """What a run and a study are made of: validated, frozen, hashed.
 
 `RunConfig` is one training with one seed; `StudyConfig` is a grid of runs on one task. A *profile* (`smoke`, `quick`,
-`full`) holds the sizes that go together; every field of it can be set by a notebook parameter of the same name.
+`paper`) holds the sizes that go together; every field of it can be set by a notebook parameter of the same name.
 """
 
 import ast
@@ -28,11 +28,11 @@ KRUM_CLIENTS = 5
 """2 f + 3 with one bad client (f = 1): Blanchard et al., 2017."""
 DELTA = 1e-5
 """Chance that the promise of epsilon fails (*chosen*)."""
-ProfileName = Literal["smoke", "quick", "full"]
+ProfileName = Literal["smoke", "quick", "paper"]
 Precision = Literal["fp32", "bf16"]
 
 
-RECIPE = 2
+RECIPE = 3
 """Version of what trains and scores: raise it when the same configuration gives other results (tests/test_recipe.py)."""
 
 

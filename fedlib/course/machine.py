@@ -117,8 +117,8 @@ def _enough(part: str, found: float) -> str:
 
 def _gpu() -> tuple[str, str]:
     if device().type == "cpu":
-        return "none", "everything runs on the processor; profile full would take hours"
-    return torch.cuda.get_device_name(), "is used; profile full is for it"
+        return "none", "everything runs on the processor; profile paper would take hours"
+    return torch.cuda.get_device_name(), "is used; profile paper is for it"
 
 
 def _locked() -> dict[str, str]:

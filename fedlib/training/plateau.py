@@ -1,7 +1,8 @@
 """Whether a training had reached its plateau: a rule on the validation scores of its rounds alone (*chosen*).
 
 The mean score over the last quarter of the rounds is compared with that over the quarter before. A run that still gained
-more than half the margin there is *climbing*: a longer training could overturn the verdict. Fewer than six rounds say nothing.
+more than half the margin there is *climbing*: a longer training could overturn the verdict. Fewer than six rounds tell
+nothing.
 """
 
 from collections.abc import Sequence
