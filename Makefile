@@ -68,4 +68,4 @@ lock: $(READY)  ## write the versions of this environment into constraints.txt
 	@mv constraints.tmp constraints.txt
 
 clean:  ## remove the environment and all results
-	rm -rf $(VENV) $(NVFLARE) *.egg-info reports/smoke reports/quick reports/full reports/bench
+	rm -rf $(VENV) $(NVFLARE) *.egg-info reports/smoke reports/quick reports/paper reports/bench

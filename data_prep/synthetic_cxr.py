@@ -12,6 +12,7 @@ import csv
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -22,7 +23,10 @@ REPEAT_RATE = 0.1  # chance that a case is a second image of the patient before 
 # Scanner: point spread (field units), grain (relative), grain correlation (field units), edge enhancement, gamma.
 SCANNERS = {"A": (0.004, 0.8, 0.004, 0.0, 1.0), "B": (0.007, 1.0, 0.009, 0.9, 0.85), "C": (0.011, 1.4, 0.006, 0.0, 1.15)}
 SIDES = np.array([-1.0, 1.0])
+INVISIBLE = 0.07
+"""Share of the clear findings that are not drawn: nobody can tell them, as with some real labels (*chosen*)."""
 Pair = tuple[float, float]
+Findings = Literal["clear", "mild"]
 
 
 @dataclass(frozen=True)
@@ -259,21 +263,33 @@ def _interstitial(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, tree: 
     return np.float32(0.08 + 0.3 * severity) * (0.25 + hilar) * (0.6 * net + 0.15 + 0.4 * tree)
 
 
-def _attenuation(rng: np.random.Generator, a: Anatomy, label: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _severity(rng: np.random.Generator, findings: Findings) -> tuple[float, float]:
+    """Draw how severe a finding is, from about 0 to 1.3, and how strongly it is drawn.
+
+    mild: many mild cases, slow to learn. clear: quick to learn, with a ceiling: 7% are not drawn at all (*chosen*).
+    """
+    if findings == "mild":
+        return float(rng.beta(1.5, 1.2)), 1.0
+    return float(rng.uniform(0.7, 1.3)), 0.0 if rng.random() < INVISIBLE else 1.5
+
+
+def _attenuation(
+    rng: np.random.Generator, a: Anatomy, label: str, size: int, findings: Findings
+) -> tuple[np.ndarray, np.ndarray]:
     """Attenuation (size, size) float32 of one patient, and the lung mask (size, size) bool."""
     u, v = _grid(size, a)
     lungs, heart = _lungs(u, v, a), _heart(u, v, a)
     tree = _vessel_tree(rng, size, a)
     gas = lungs.gas * (1 - np.float32(0.75) * np.minimum(heart * 1.3, 1))
     total = _soft_tissue(u, v, lungs, heart, a) + _bones(u, v, lungs, a)
-    severity = float(rng.beta(1.5, 1.2))  # many mild cases: those are the ones a classifier will miss
+    severity, strength = _severity(rng, findings)
     haze = {
         "COVID": lambda: _ground_glass(rng, u, lungs, severity),
         "Normal": lambda: np.float32(0),
         "Lung_Opacity": lambda: _lobar(rng, u, lungs, severity),
         "Viral Pneumonia": lambda: _interstitial(rng, u, v, tree, severity),
     }[label]()
-    total += gas * (np.float32(0.22 * a.vessels) * tree + haze - np.float32(0.62))
+    total += gas * (np.float32(0.22 * a.vessels) * tree + np.float32(strength) * haze - np.float32(0.62))
     return total, (lungs.depth > 0) & (heart < 0.35)
 
 
@@ -303,13 +319,15 @@ def _first_case(seed: int, case: int) -> int:
     return before if repeat and _first_case(seed, before) == before else case
 
 
-def render_case(case: int, size: int = 299, seed: int = 0) -> tuple[np.ndarray, np.ndarray, str, int]:
+def render_case(
+    case: int, size: int = 299, seed: int = 0, findings: Findings = "mild"
+) -> tuple[np.ndarray, np.ndarray, str, int]:
     """Picture (size, size) uint8, lung mask (size, size) uint8 0/255, scanner, and the patient's first case."""
     first = _first_case(seed, case)
     patient_rng, _ = np.random.default_rng([seed, first]).spawn(2)
     _, exposure_rng = np.random.default_rng([seed, case]).spawn(2)
     anatomy = _draw_anatomy(patient_rng)
-    attenuation, mask = _attenuation(patient_rng, anatomy, CLASSES[case % len(CLASSES)], size)
+    attenuation, mask = _attenuation(patient_rng, anatomy, CLASSES[case % len(CLASSES)], size, findings)
     return _expose(exposure_rng, attenuation, anatomy.scanner), mask.astype(np.uint8) * 255, anatomy.scanner, first
 
 
@@ -318,11 +336,12 @@ def write_chest_xrays(
     n_cases: int,
     size: int = 299,
     seed: int = 0,
+    findings: Findings = "mild",
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda it: it,
 ) -> None:
     """Write `n_cases` pictures and lung masks (8-bit PNG, size x size pixels) and manifest.csv under `folder`.
 
-    Case i (from 0) has class CLASSES[i % 4] and depends on (seed, i, size) alone. About one patient in ten has two
+    Case i (from 0) has class CLASSES[i % 4] and depends on (seed, i, size, findings) alone. About one patient in ten has two
     images. `progress` wraps the iterable of case numbers (tqdm, for example).
     """
     for name in CLASSES:
@@ -332,7 +351,7 @@ def write_chest_xrays(
         manifest = csv.writer(stream, lineterminator="\n")
         manifest.writerow(["file", "class", "patient", "scanner"])
         for case in progress(range(n_cases)):
-            image, mask, scanner, first = render_case(case, size, seed)
+            image, mask, scanner, first = render_case(case, size, seed, findings)
             name = CLASSES[case % len(CLASSES)]
             file = f"{name}-{case // len(CLASSES) + 1}.png"
             Image.fromarray(image).save(Path(folder) / name / "images" / file)

@@ -18,7 +18,7 @@ Your images:   python -m data_prep --help, then
 """
 RUNTIME, GRID, TRAINING, ANALYSIS = "Where and what", "Grid of runs", "Training", "Analysis, stated before the runs"
 
-PROFILE = "smoke: a test, its scores mean nothing; quick: for two CPU cores; full: for a GPU."
+PROFILE = "smoke: a test, its scores mean nothing; quick: for two CPU cores; paper: the paper's protocol, for a GPU."
 DATA = "A prepared set, or a folder with one per task (default: synthetic images)."
 JOBS = "Notebooks at a time; they share the cores, and each has a GPU where there are several."
 EXECUTOR = (
@@ -27,8 +27,9 @@ EXECUTOR = (
 )
 ADDRESS = "HOST:PORT of the Ray cluster; this machine is one of its nodes (default: RAY_ADDRESS)."
 PARTITIONS = (
-    "Who holds which case, several with commas. balanced: equal shares; unbalanced: the first client holds several times "
-    "the last; label_skew: classes in different proportions; by_group: whole groups, such as hospitals."
+    "Who holds which case, several with commas. balanced: equal shares; unbalanced: a random share of every class; "
+    "quantity_skew: the first client holds several times the last; label_skew: classes in different proportions; "
+    "missing_classes: each client lacks one or two; by_group: whole groups, such as hospitals."
 )
 ALPHA = "label_skew: 100 spreads a class nearly evenly over the clients, 0.1 leaves most of it at one (default: 0.5)."
 GROUP_COLUMN = "by_group: the column of cases.csv that names the group, such as hospital."

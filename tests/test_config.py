@@ -44,6 +44,7 @@ OTHER = {
     "n_clients": 4,
     "partition": "unbalanced",
     "alpha": 0.1,
+    "n_missing": 1,
     "group_column": "hospital",
     "quorum": 0.5,
     "fraction_train": 0.5,
@@ -205,9 +206,9 @@ def test_a_profile_makes_a_study_of_each_task(profile):
 
 
 def test_the_paper_s_client_counts_are_those_of_the_real_study():
-    full = load_profile("full")
-    assert full["classification"].client_counts == (2, 4, 8)
-    assert full["segmentation"].client_counts == (2, 4, 8, 16)
+    paper = load_profile("paper")
+    assert paper["classification"].client_counts == (2, 4, 8)
+    assert paper["segmentation"].client_counts == (2, 4, 8, 16)
 
 
 def test_the_grid_holds_every_arm_once_and_centralized_first():

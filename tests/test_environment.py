@@ -71,7 +71,7 @@ def test_files_that_the_readme_names_exist():
     text = (ROOT / "README.md").read_text()
     links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text)
     named = re.findall(r"`((?:fedlib|data_prep|notebooks|tests|reports)/[\w./-]+)`", text)
-    made = ("reports/smoke", "reports/quick", "reports/full", "reports/bench")  # by the commands
+    made = ("reports/smoke", "reports/quick", "reports/paper", "reports/bench")  # by the commands
     expected = [path for path in (*links, *named) if not path.startswith(made)]
     assert [path for path in expected if not (ROOT / path).exists()] == []
 

@@ -7,19 +7,19 @@ counts as independent evidence. Margins and significance are set in the configur
     arms         which runs are intact, which may be compared, and what each patient scored
     comparison   arms against each other, paired by patient and seed
     scores       per arm: over seeds, per class, calibration, per structure, per client
-    paper        assumptions, the paper beside this run, and the answer in words
+    paper        protocol, the paper beside this run, and the answer in words
     tables       the same tables in words
 """
 
 from fedlib.analysis.arms import absences, arm_name, check_comparable, check_integrity
 from fedlib.analysis.comparison import client_trend, compare, federated_vs_local, partition_effect
 from fedlib.analysis.inference import interval, verdict
-from fedlib.analysis.paper import answer, assumptions, paper_table, settings
+from fedlib.analysis.paper import answer, paper_table, protocol, settings
 from fedlib.analysis.scores import calibration, class_scores, client_scores, confusion, seed_spread, structure_scores
 from fedlib.analysis.tables import readable
 
 __all__ = [
-    "absences", "answer", "arm_name", "assumptions", "calibration", "check_comparable", "check_integrity", "class_scores",
-    "client_scores", "client_trend", "compare", "confusion", "federated_vs_local", "interval", "paper_table",
+    "absences", "answer", "arm_name", "calibration", "check_comparable", "check_integrity", "class_scores",
+    "client_scores", "client_trend", "compare", "confusion", "federated_vs_local", "interval", "paper_table", "protocol",
     "partition_effect", "readable", "seed_spread", "settings", "structure_scores", "verdict",
 ]  # fmt: skip

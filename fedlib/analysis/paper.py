@@ -1,26 +1,33 @@
 """State what the comparison assumes, set the paper's figures beside this run's, and answer the study's question in words."""
 
 import pandas as pd
+import yaml
 
 from fedlib import tasks
 from fedlib.analysis.arms import ARM, margin_note, resolve_evidence
 from fedlib.analysis.inference import RESAMPLES, VERDICTS
 from fedlib.analysis.tables import bracketed
-from fedlib.config import Federation, RunConfig, StudyConfig
+from fedlib.config import PROFILES, RunConfig, StudyConfig
 from fedlib.training.run_store import Run
 
-PAPER, INFERRED, CHOSEN = "from the paper", "inferred", "chosen"
-STUDIED = {"classification": (2, 4, 8), "segmentation": (2, 4, 8, 16)}
-"""Numbers of clients in the paper."""
-MODELS = {"classification": "ResNet18", "segmentation": "3D U-Net"}
+ORIGINS = {
+    "paper": "from the paper",
+    "scripts": "from the first author's scripts",
+    "inferred": "inferred",
+    "chosen": "chosen",
+}
+FIELDS = {"client_counts": "n_clients", "partitions": "partition"}
+"""Settings of a study that go by another name in a run."""
+FEDERATED = ("n_clients", "partition", "strategy")
 
 
 def paper_table(table: pd.DataFrame) -> pd.DataFrame:
     """Return the abstract's figures beside those of this run, from `compare`'s table.
 
     Columns: ARM, metric, paper (NaN where it gives words only), paper_says ("0.867", "about 0.94", "similar to
-    centralized"), this_run, low, high, paper_change and change (federated minus centralized, there and here). Other data and
-    training than the paper's: a difference is no error of either.
+    centralized"), scripts (saved beside the first author's scripts; NaN where there is none), this_run, low, high,
+    paper_change and change (federated minus centralized, there and here). Other data and training than the paper's: a
+    difference is no error of either.
     """
     rows = []
     for row in table[table["mode"] != "local"].itertuples():
@@ -33,8 +40,9 @@ def paper_table(table: pd.DataFrame) -> pd.DataFrame:
         if row.mode == "federated" and not similar:
             change = row.paper - task.PAPER["centralized", 1][row.metric]
         arm = [getattr(row, name) for name in (*ARM, "metric")]
-        rows.append((*arm, row.paper, words, row.value, row.low, row.high, change, row.difference))
-    columns = ["paper", "paper_says", "this_run", "low", "high", "paper_change", "change"]
+        scripts = task.SCRIPTS.get(tuple(arm[:3]), {}).get(row.metric)
+        rows.append((*arm, row.paper, words, scripts, row.value, row.low, row.high, change, row.difference))
+    columns = ["paper", "paper_says", "scripts", "this_run", "low", "high", "paper_change", "change"]
     numbers = dict.fromkeys(set(columns) - {"paper_says"}, float)
     return pd.DataFrame(rows, columns=[*ARM, "metric", *columns]).astype(numbers)
 
@@ -51,63 +59,26 @@ def settings(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
         ("intervals", f"{evidence.level}, BCa bootstrap", f"{RESAMPLES} resamples of patients, seeded"),
         ("verdicts", "not corrected for their number", "each arm is judged by its own interval; p_holm is corrected"),
     ]
-    return pd.DataFrame(rows, columns=["setting", "value", "note"]).assign(label=CHOSEN)[
+    return pd.DataFrame(rows, columns=["setting", "value", "note"]).assign(label=ORIGINS["chosen"])[
         ["setting", "value", "label", "note"]
     ]
 
 
-def assumptions(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
-    """Return all else that this run assumes: what, value, label (from the paper, inferred, chosen), why."""
+def protocol(runs: list[Run]) -> pd.DataFrame:
+    """Return the study's protocol beside these runs: what, protocol, origin of that value, this_run (empty: no setting)."""
     configs = [run.config for run in runs]
-    rows = [*_design(configs), *_endpoints(configs[0].task), *_training(configs)]
-    return pd.DataFrame(rows, columns=["what", "value", "label", "why"])
+    rows = []
+    for row in yaml.safe_load((PROFILES / "protocol.yaml").read_text())[configs[0].task]:
+        field = FIELDS.get(row.get("field"), row.get("field"))
+        shown = [config for config in configs if config.mode == "federated" or field not in FEDERATED]
+        found = {getattr(config, field) for config in shown} if field in RunConfig.model_fields else set()
+        value = row["value"] if isinstance(row["value"], list) else [row["value"]]
+        rows.append((row["what"], _listed(value), ORIGINS[row["origin"]], _listed(sorted(found))))
+    return pd.DataFrame(rows, columns=["what", "protocol", "origin", "this_run"])
 
 
-def _design(configs: list[RunConfig]) -> list[tuple[str, str, str, str]]:
-    task, config = configs[0].task, configs[0]
-    counts = sorted({config.n_clients for config in configs if config.mode != "centralized"})
-    partitions = sorted({config.partition for config in configs} - {"none"})
-    strategies = sorted({config.strategy for config in configs} - {"none"})
-    rows = [
-        ("number of clients", ", ".join(map(str, counts)) or "none yet", PAPER if {*counts} <= {*STUDIED[task]} else CHOSEN,
-         f"in the paper {', '.join(map(str, STUDIED[task]))}"),
-        ("aggregation", ", ".join(strategies) or "none yet", CHOSEN, "the abstract does not say"),
-        ("partitions", ", ".join(partitions) or "none yet", PAPER if {*partitions} <= {"balanced", "unbalanced"} else CHOSEN,
-         "the paper has balanced and unbalanced data"),
-        ("partition of the paper's figures", "set beside each partition", INFERRED, "the abstract does not say which"),
-        ("data", f"fingerprint {config.data_fingerprint[:12]}", CHOSEN, "the abstract names no data set, size or split"),
-    ]  # fmt: skip
-    if "unbalanced" in partitions:
-        why = "the abstract does not say how the unbalance was made"
-        rows.append(("unbalance", f"largest client {config.unbalance_ratio:g} times the smallest", CHOSEN, why))
-    return rows
-
-
-def _endpoints(task: str) -> list[tuple[str, str, str, str]]:
-    if task == "classification":
-        return [("the four categories", "COVID-19 Radiography Database", INFERRED, "it has exactly four categories"),
-                ("figures of merit", "accuracy, sensitivity", PAPER, ""),
-                ("sensitivity", "mean over the classes", INFERRED, "the abstract does not say how classes are averaged"),
-                ]  # fmt: skip
-    return [("modality", "cardiac CT", PAPER, "synthetic volumes and MRI are neither; see the data"),
-            ("figures of merit", "DSC of LV and Myo", PAPER, ""), ("DSC", "mean over patients", INFERRED, "the usual way"),
-            ("a missed structure", "DSC 0, no distance, counted", CHOSEN, "an infinite distance has no mean")]  # fmt: skip
-
-
-def _training(configs: list[RunConfig]) -> list[tuple[str, str, str, str]]:
-    config, why = configs[0], "the abstract does not say"
-    federated = next((config for config in configs if config.mode == "federated"), config)
-    changed = [f"{name.replace('_', ' ')} {getattr(federated, name)}" for name, field in Federation.model_fields.items()
-               if getattr(federated, name) != field.default]  # fmt: skip
-    return [
-        ("model", MODELS[config.task], PAPER, ""),
-        ("channels of its first layer", str(config.width), CHOSEN, why),
-        ("budget", f"{config.rounds} rounds of {config.local_epochs} local epochs, the same in every arm", CHOSEN, why),
-        ("optimizer", f"AdamW, peak learning rate {config.learning_rate:g}, batches of {config.batch_size}", CHOSEN, why),
-        ("arithmetic", config.precision + (", deterministic" if config.deterministic else ""), CHOSEN, why),
-        ("federation", ", ".join(changed) or "every client in every round, no noise", CHOSEN, why),
-        ("start", "random weights, no pre-training", CHOSEN, why),
-    ]
+def _listed(values: list) -> str:
+    return ", ".join(str(value).replace("_", " ") for value in values)
 
 
 def answer(table: pd.DataFrame, trend: pd.DataFrame | None = None, effect: pd.DataFrame | None = None) -> list[str]:

@@ -156,7 +156,7 @@ def _comparison(task: str, runs: list[Run], study: StudyConfig, data: dict, tabl
         paper = analysis.paper_table(table)
         yield _table("Beside the figures of the paper's abstract: no replication", analysis.readable(paper), paper, True)
         yield _table("What counted as no worse", analysis.settings(runs, study), None, True)
-        yield _table("Every assumption, with its label", analysis.assumptions(runs, study), None, True)
+        yield _table("The protocol, the origin of each value, and this run", analysis.protocol(runs), None, True)
 
 
 def _provenance(task: str, runs: list, study: StudyConfig, missing: list, store: RunStore, planned: list) -> Iterator:

@@ -8,8 +8,8 @@ import pandas as pd
 
 from fedlib import tasks
 from fedlib.config import StudyConfig, UserError
-from fedlib.data import partition
 from fedlib.data.dataset import PreparedSet
+from fedlib.data.partition import clients_of
 from fedlib.training.run_store import Run
 from fedlib.views.player import Frame, Player, figure_url, image_url, spread
 from fedlib.views.plots import arm_name, comparison, differences, partitions
@@ -101,23 +101,22 @@ def partition_explorer(data: PreparedSet, study: StudyConfig) -> Player:
 
     Starts with the study's largest number of clients. A partition that is impossible is named in a sentence.
     """
-    train, settings = data.split("train"), {"balanced": ("balanced", 0)}
-    settings |= {f"unbalanced, ratio {r:g}": ("unbalanced", r) for r in sorted({*RATIOS, study.unbalance_ratio})}
+    settings: dict[str, dict] = {"balanced": {"partition": "balanced"}}
+    settings |= {f"unbalanced, seed {seed}": {"partition": "unbalanced", "seed": seed} for seed in (1, 2, 3)}
+    ratios = sorted({*RATIOS, study.unbalance_ratio})
+    settings |= {f"quantity skew, ratio {r:g}": {"partition": "quantity_skew", "unbalance_ratio": r} for r in ratios}
     if data.task == "classification":
         alphas = sorted({*ALPHAS, study.alpha}, reverse=True)
-        settings |= {f"label skew, alpha {a:g}": ("label_skew", a) for a in alphas}
+        settings |= {f"label skew, alpha {a:g}": {"partition": "label_skew", "alpha": a} for a in alphas}
+        settings |= {f"missing classes, {n}": {"partition": "missing_classes", "n_missing": n} for n in (1, 2)}
     if study.group_column:
-        settings |= {f"by group, {study.group_column}": ("by_group", 0)}
+        settings[f"by group, {study.group_column}"] = {"partition": "by_group", "group_column": study.group_column}
+    usual = study.runs(data.fingerprint, ("local",))[0]
 
     def draw(clients: int, setting: str) -> Frame:
-        (kind, value), seed, title = settings[setting], study.seeds[0], f"{clients} clients, {setting}"
+        title = f"{clients} clients, {setting}"
         try:
-            if kind == "label_skew":
-                dealt = partition.deal_skewed(data.cases, train, clients, value, seed)
-            elif kind == "by_group":
-                dealt = partition.deal_by_group(data.cases, train, clients, study.group_column)
-            else:
-                dealt = partition.deal(data.cases, train, clients, kind, value, seed)
+            dealt = clients_of(usual.model_copy(update={"n_clients": clients, **settings[setting]}), data)
         except UserError as refusal:
             return Frame("", f"{title}: {refusal}")
         picture = partitions(data, {title: dealt})

@@ -217,17 +217,18 @@ def test_what_the_abstract_says_in_words_is_no_number(store):
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
-def test_every_assumption_has_one_of_three_labels(store, task):
+def test_every_row_of_the_protocol_has_an_origin_and_this_run_s_value(store, task):
     right = {"a": [1] * 40, "b": [1] * 9 + [0]}
     runs = [
         write_classification(store, "federated", right)
         if task == "classification"
         else write_run(store, "federated", central_dice())
     ]
-    table = analysis.assumptions(runs)
-    assert set(table["label"]) == {"from the paper", "inferred", "chosen"}
-    assert table.set_index("what").loc["budget", "label"] == "chosen"
-    assert not table["what"].duplicated().any()
+    table = analysis.protocol(runs).set_index("what")
+    assert set(table["origin"]) == {"from the paper", "from the first author's scripts", "inferred", "chosen"}
+    assert table.loc["rounds", "this_run"] == str(runs[0].config.rounds)
+    assert table.loc["clients", "this_run"] == str(runs[0].config.n_clients)
+    assert table.index.is_unique
 
 
 # What must not be compared, and what there is nothing to compare with
@@ -345,7 +346,7 @@ def test_absences_are_listed(store):
 def test_the_whole_analysis_is_plain_data(store):
     """Every table survives a CSV, as a report writes it."""
     runs = grid(store, lambda partition, k: -0.01)
-    names = "compare client_trend partition_effect federated_vs_local seed_spread structure_scores settings assumptions"
+    names = "compare client_trend partition_effect federated_vs_local seed_spread structure_scores settings protocol"
     for name in names.split():
         table = getattr(analysis, name)(runs)
         assert len(table)

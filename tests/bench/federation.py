@@ -36,9 +36,9 @@ from tests.helpers import peak_mb
 CLIENTS = (2, 4, 8, 16)
 CASES = {
     "quick": {"classification": 1067, "segmentation": 107},
-    "full": {"classification": 860, "segmentation": 54},
+    "paper": {"classification": 860, "segmentation": 54},
 }
-"""Three fifths are for training: 16 clients have whole batches (40 images and 4 volumes; full: 32 images, 2 volumes)."""
+"""Three fifths are for training: 16 clients have whole batches (40 images and 4 volumes; paper: 16 images, 2 volumes)."""
 ECHO = ClientApp()
 ECHO.query()(identify)
 
@@ -137,7 +137,7 @@ def main() -> None:
     """Measure, print tables, write a JSON for each part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--profile", default="quick", help="full: for a GPU, against centralized only")
+    parser.add_argument("--profile", default="quick", help="paper: for a GPU, against centralized only")
     parser.add_argument("--part", choices=("classification", "segmentation", "costs"), action="append", help="default: all")
     parser.add_argument("--folder", type=Path, help="where phantoms are kept from one call to the next")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)

@@ -1,6 +1,6 @@
 """make bench: training against the bare loop, and against what one would write after MONAI's tutorials.
 
-    python -m tests.bench.training --profile full --epochs 4        a GPU: 224 px, 96 voxels a side
+    python -m tests.bench.training --profile paper --epochs 4        a GPU: 224 px, 96 voxels a side
 
 The bare loop does forward, backward and the optimiser's step on batches that lie in the device's memory, in this run's
 precision and memory format: no reading, no augmentation, no metric. The tutorial is CacheDataset, DataLoader, transforms

@@ -7,113 +7,24 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from fedlib import analysis
 from fedlib.config import UserError
-from fedlib.data.partition import FEWEST, deal, deal_by_group, deal_skewed, shares, table
+from fedlib.data.partition import (
+    MIN_CASES,
+    client_shares,
+    clients_of,
+    partition_by_group,
+    partition_dirichlet,
+    partition_missing_classes,
+    partition_stratified,
+    table,
+)
 from fedlib.study import experiment
-from fedlib.training import execution
 from fedlib.training.run_store import RunStore
 from fedlib.views import plots
 from tests.helpers import run_config
-
-
-@st.composite
-def dealt(draw, most_images: int = 3):
-    """Cases with patients of one class and some images each, and how they are to be dealt."""
-    n_clients = draw(st.integers(1, 6))
-    n_classes = draw(st.integers(1, 3))
-    patients = [draw(st.integers(n_clients, 15)) for _ in range(n_classes)]
-    images = [(c, p) for c, n in enumerate(patients) for p in range(n) for _ in range(draw(st.integers(1, most_images)))]
-    order = draw(st.permutations(images))
-    cases = pd.DataFrame({"patient": [f"{c}-{p}" for c, p in order], "label": [f"class {c}" for c, _ in order]})
-    rows = np.flatnonzero(np.array(draw(st.lists(st.booleans(), min_size=len(cases), max_size=len(cases)))))
-    partition, seed = draw(st.sampled_from(["balanced", "unbalanced"])), draw(st.integers(0, 99))
-    kept = cases.iloc[rows].groupby("label")["patient"].nunique() if len(rows) else pd.Series([0])
-    enough = len(kept) == n_classes and kept.min() >= n_clients
-    return cases, rows if enough else np.arange(len(cases)), (n_clients, partition, draw(st.floats(1, 8)), seed)
-
-
-@given(dealt())
-def test_clients_are_disjoint_and_complete(example):
-    cases, rows, arguments = example
-    clients = deal(cases, rows, *arguments)
-    assert len(clients) == arguments[0]
-    assert sorted(np.concatenate(clients)) == sorted(rows)
-
-
-@given(dealt())
-def test_no_patient_is_at_two_clients_and_every_class_at_each(example):
-    cases, rows, arguments = example
-    clients = deal(cases, rows, *arguments)
-    patients = [set(cases.iloc[own]["patient"]) for own in clients]
-    assert len(set.union(*patients)) == sum(map(len, patients))
-    assert all(set(cases.iloc[own]["label"]) == set(cases["label"]) for own in clients)
-
-
-@given(dealt(most_images=1))
-def test_sizes_follow_the_shares(example):
-    cases, rows, arguments = example
-    n_clients, partition, ratio, _ = arguments
-    sizes = [len(own) for own in deal(cases, rows, *arguments)]
-    assert sizes == sorted(sizes, reverse=True), "with one image a patient no client outgrows the one before it"
-    if partition == "balanced":
-        assert max(sizes) - min(sizes) <= cases["label"].nunique()
-
-
-@given(dealt(), st.integers(0, 99))
-def test_the_seed_alone_decides(example, other_seed):
-    cases, rows, arguments = example
-    first, again = (deal(cases, rows, *arguments) for _ in range(2))
-    assert all(np.array_equal(one, two) for one, two in zip(first, again, strict=True))
-    deal(cases, rows, *arguments[:3], other_seed)  # another seed leaves nothing behind that a third call could see
-    assert all(map(np.array_equal, first, deal(cases, rows, *arguments)))
-
-
-def test_another_seed_deals_other_patients():
-    cases = pd.DataFrame({"patient": [str(n) for n in range(60)], "label": ""})
-    one, two = (deal(cases, np.arange(60), 3, "balanced", 1, seed) for seed in (1, 2))
-    assert not all(map(np.array_equal, one, two))
-
-
-@pytest.mark.parametrize(("n_clients", "ratio"), [(2, 4), (8, 4), (16, 3)])
-def test_unbalanced_shares_fall_by_the_stated_ratio(n_clients, ratio):
-    wanted = shares(n_clients, "unbalanced", ratio)
-    assert wanted.sum() == pytest.approx(1)
-    assert wanted[0] / wanted[-1] == pytest.approx(ratio)
-    assert np.ptp(wanted[1:] / wanted[:-1]) == pytest.approx(0), "a geometric fall"
-    cases = pd.DataFrame({"patient": [str(n) for n in range(1000)], "label": ""})
-    sizes = [len(own) for own in deal(cases, np.arange(1000), n_clients, "unbalanced", ratio, 0)]
-    assert np.abs(np.array(sizes) - 1000 * wanted).max() <= 1
-
-
-def test_balanced_ignores_the_ratio_and_one_client_gets_all():
-    assert shares(4, "balanced", 9).tolist() == [0.25] * 4
-    cases = pd.DataFrame({"patient": list("abcb"), "label": list("xyxy")})
-    assert deal(cases, np.array([3, 0, 1]), 1, "unbalanced", 9, 0)[0].tolist() == [0, 1, 3]
-
-
-def test_a_class_with_fewer_patients_than_clients_is_named():
-    cases = pd.DataFrame({"patient": list("aabcdef"), "label": ["rare"] * 3 + ["common"] * 4})
-    with pytest.raises(UserError, match="n_clients = 3.*'rare' has 2"):
-        deal(cases, np.arange(7), 3, "balanced", 1, 0)
-
-
-def test_volumes_without_a_class_are_dealt_too(volumes):
-    rows = volumes.split("train")
-    clients = deal(volumes.cases, rows, 3, "balanced", 1, 0)
-    assert sorted(np.concatenate(clients)) == sorted(rows)
-    with pytest.raises(UserError, match=f"n_clients = 99.*{len(rows)}.*99"):
-        deal(volumes.cases, rows, 99, "balanced", 1, 0)
-
-
-def test_table_counts_cases(images):
-    rows = images.split("train")
-    counts = table(images.cases, deal(images.cases, rows, 2, "unbalanced", 3, 1))
-    assert counts["total"].sum() == len(rows)
-    assert (counts[images.classes].sum(axis=1) == counts["total"]).all()
-    assert counts[images.classes].sum().to_dict() == images.cases.iloc[rows]["label"].value_counts().to_dict()
-    assert counts["share"].sum() == pytest.approx(1, abs=0.01)
 
 
 @st.composite
@@ -131,63 +42,159 @@ def mixed(draw):
     return cases, rows if len(rows) >= 8 else np.arange(len(cases)), draw(st.integers(1, 5))
 
 
-def check_dealt(cases, rows, clients, n_clients):
+def check_partition(cases, rows, clients, n_clients):
     assert len(clients) == n_clients
     assert sorted(np.concatenate(clients)) == sorted(rows)
-    assert min(map(len, clients)) >= FEWEST
+    assert min(map(len, clients)) >= MIN_CASES
     patients = [set(cases.iloc[own]["patient"]) for own in clients]
-    assert len(set.union(*patients)) == sum(map(len, patients))
+    assert len(set.union(*patients)) == sum(map(len, patients)), "no patient is at two clients"
 
 
-@given(mixed(), st.floats(0.005, 50), st.integers(0, 99))
-@settings(deadline=None)
-def test_label_skew_deals_whole_patients_or_names_what_would_do(example, alpha, seed):
-    cases, rows, n_clients = example
+RULES = {
+    "balanced": lambda cases, rows, k, seed: partition_stratified(cases, rows, client_shares(k), seed),
+    "quantity_skew": lambda cases, rows, k, seed: partition_stratified(cases, rows, client_shares(k, 3), seed),
+    "unbalanced": lambda cases, rows, k, seed: partition_dirichlet(cases, rows, k, 1.0, seed, floor=True),
+    "label_skew": lambda cases, rows, k, seed: partition_dirichlet(cases, rows, k, 0.3, seed, floor=False),
+    "missing_classes": lambda cases, rows, k, seed: partition_missing_classes(cases, rows, k, 1, seed),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(example=mixed(), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=50)
+def test_every_rule_gives_whole_patients_and_every_case_once_or_refuses(rule, example, seed):
+    cases, rows, k = example
     try:
-        clients = deal_skewed(cases, rows, n_clients, alpha, seed)
-    except UserError as error:
-        if "one class" in str(error):
-            assert cases.iloc[rows]["label"].nunique() == 1
-            return
-        expected = str(error).split("expected")[1]
-        for larger in re.findall(r"alpha = ([0-9.]+)", expected):
-            check_dealt(cases, rows, deal_skewed(cases, rows, n_clients, float(larger), seed), n_clients)
-        for fewer in map(int, re.findall(r"n_clients = (\d+)", expected)):
-            check_dealt(cases, rows, deal_skewed(cases, rows, fewer, alpha, seed), fewer)
-        assert re.search(r"n_clients = \d|at most \d", expected)
-    else:
-        check_dealt(cases, rows, clients, n_clients)
-        assert all(map(np.array_equal, clients, deal_skewed(cases, rows, n_clients, alpha, seed)))
+        clients = RULES[rule](cases, rows, k, seed)
+    except UserError:  # what is refused, and how, is tested below
+        return
+    assert len(clients) == k
+    assert sorted(np.concatenate(clients)) == sorted(rows)
+    patients = [set(cases.iloc[own]["patient"]) for own in clients]
+    assert len(set.union(*patients)) == sum(map(len, patients)), "no patient is at two clients"
+    assert all(map(np.array_equal, clients, RULES[rule](cases, rows, k, seed))), "the seed alone decides"
+
+
+def phantom_cases(per_class, names="abcd"):
+    """One image a patient, so many of each class."""
+    labels = [name for name in names for _ in range(per_class)]
+    return pd.DataFrame({"patient": [str(n) for n in range(len(labels))], "label": labels})
+
+
+@pytest.mark.parametrize("rule", ["balanced", "unbalanced", "label_skew", "missing_classes"])
+def test_another_seed_gives_other_patients(rule):
+    cases = phantom_cases(30)
+    one, two = (RULES[rule](cases, np.arange(120), 3, seed) for seed in (1, 2))
+    assert not all(map(np.array_equal, one, two))
+
+
+@given(per_class=st.integers(8, 40), k=st.integers(1, 8), seed=st.integers(0, 99))
+@settings(deadline=None)
+def test_balanced_gives_every_client_its_share_of_every_class(per_class, k, seed):
+    cases = phantom_cases(per_class)
+    clients = RULES["balanced"](cases, np.arange(len(cases)), k, seed)
+    counts = np.array([cases.iloc[own]["label"].value_counts().reindex(list("abcd"), fill_value=0) for own in clients])
+    assert np.ptp(counts, axis=0).max() <= 1
+
+
+@pytest.mark.parametrize(("k", "ratio"), [(2, 4), (8, 4), (16, 3)])
+def test_quantity_skew_falls_geometrically_by_the_stated_ratio(k, ratio):
+    wanted = client_shares(k, ratio)
+    assert wanted[0] / wanted[-1] == pytest.approx(ratio)
+    assert np.ptp(wanted[1:] / wanted[:-1]) == pytest.approx(0)
+    clients = partition_stratified(phantom_cases(1000, "a"), np.arange(1000), wanted, 0)
+    assert np.abs([len(own) for own in clients] - 1000 * wanted).max() <= 1
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5, 2.0])
+def test_shares_of_a_class_are_dirichlet_draws(alpha):
+    """A client's share of a class is Beta(alpha, (K - 1) alpha): Kolmogorov and Smirnov, 300 seeds, against SciPy's."""
+    cases, rows = phantom_cases(2000, "ab"), np.arange(4000)
+    shares = [
+        (partition_dirichlet(cases, rows, 4, alpha, seed, floor=alpha == 1)[0] < 2000).sum() / 2000 for seed in range(300)
+    ]
+    assert stats.kstest(shares, stats.beta(alpha, 3 * alpha).cdf).pvalue > 0.01
+
+
+def test_unbalanced_clients_of_the_authors_set_look_like_theirs():
+    """16,930 training images and 8 clients: the authors had 511 to 4,030 images; both lie within the range over 40 seeds."""
+    counts = {"COVID": 2893, "Lung_Opacity": 4810, "Normal": 8153, "Viral Pneumonia": 1074}
+    labels = [name for name, n in counts.items() for _ in range(n)]
+    cases = pd.DataFrame({"patient": np.arange(len(labels)).astype(str), "label": labels})
+    sizes = np.array(
+        [[len(own) for own in RULES["unbalanced"](cases, np.arange(len(labels)), 8, seed)] for seed in range(40)]
+    )
+    assert np.quantile(sizes.min(1), 0.05) < 511 < np.quantile(sizes.min(1), 0.95)
+    assert np.quantile(sizes.max(1), 0.05) < 4030 < np.quantile(sizes.max(1), 0.95)
+
+
+@given(
+    per_class=st.integers(16, 60), k=st.integers(2, 16), seed=st.integers(0, 99), names=st.sampled_from(["a", "ab", "abcd"])
+)
+@settings(deadline=None)
+def test_under_unbalanced_every_client_can_train(per_class, k, seed, names):
+    """A patient of every class, two where there is one class; enough patients are the only condition."""
+    cases = phantom_cases(2 * per_class, names)
+    clients = RULES["unbalanced"](cases, np.arange(len(cases)), k, seed)
+    check_partition(cases, np.arange(len(cases)), clients, k)
+    assert all(set(cases.iloc[own]["label"]) == set(names) for own in clients)
+
+
+@pytest.mark.parametrize(("n_missing", "k"), [(1, 4), (2, 2), (2, 4), (2, 8), (1, 2)])
+def test_missing_classes_are_missing_and_every_class_is_at_some_client(n_missing, k):
+    cases = phantom_cases(40)
+    clients = partition_missing_classes(cases, np.arange(160), k, n_missing, 3)
+    check_partition(cases, np.arange(160), clients, k)
+    held = [set(cases.iloc[own]["label"]) for own in clients]
+    assert [4 - len(own) for own in held] == [n_missing] * k
+    assert set.union(*held) == set("abcd")
 
 
 def skew(cases, clients):
     """Mean distance of the clients' mixes of classes from that of all cases (total variation, 0 to 1)."""
     mix = [cases.iloc[own]["label"].value_counts(normalize=True) for own in [*clients, np.concatenate(clients)]]
-    table = pd.DataFrame(mix).fillna(0).to_numpy()
-    return np.abs(table[:-1] - table[-1]).sum(axis=1).mean() / 2
+    shares = pd.DataFrame(mix).fillna(0).to_numpy()
+    return np.abs(shares[:-1] - shares[-1]).sum(axis=1).mean() / 2
 
 
 def test_a_small_alpha_skews_more_than_a_large_one():
-    cases = pd.DataFrame({"patient": [str(n) for n in range(400)], "label": [f"class {n % 4}" for n in range(400)]})
+    cases, rows = phantom_cases(100), np.arange(400)
 
     def mean_skew(alpha):
-        return np.mean([skew(cases, deal_skewed(cases, np.arange(400), 4, alpha, seed)) for seed in range(20)])
+        return np.mean([skew(cases, partition_dirichlet(cases, rows, 4, alpha, seed, floor=False)) for seed in range(20)])
 
     skews = [mean_skew(alpha) for alpha in (0.05, 0.5, 5, 500)]
     assert skews == sorted(skews, reverse=True)
     assert skews[0] > 0.5
     assert skews[-1] < 0.05
-    one, two = (deal_skewed(cases, np.arange(400), 4, 1, seed) for seed in (1, 2))
-    assert not all(map(np.array_equal, one, two))
 
 
-def test_classes_are_shared_out_as_drawn():
-    """The share of a class at a client has the mean and the spread of a Dirichlet draw: 1/K and (K - 1) / K^2 (K a + 1)."""
-    cases = pd.DataFrame({"patient": [str(n) for n in range(2000)], "label": ["x", "y"] * 1000})
-    dealt = [deal_skewed(cases, np.arange(2000), 4, 2, seed) for seed in range(400)]
-    share = np.array([[(own % 2 == 0).sum() / 1000 for own in clients] for clients in dealt])
-    assert share.mean(axis=0) == pytest.approx([0.25] * 4, abs=0.03)
-    assert share.var() == pytest.approx(3 / (16 * 9), rel=0.15)
+@pytest.mark.parametrize(
+    ("rule", "cases", "k", "words"),
+    [
+        ("balanced", pd.DataFrame({"patient": list("aabcdef"), "label": ["rare"] * 3 + ["common"] * 4}), 3, "'rare' has 2"),
+        ("unbalanced", phantom_cases(3), 4, "'a' has 3"),
+        ("unbalanced", phantom_cases(7, "a"), 4, "'a' has 7.*at least 8"),
+        ("label_skew", phantom_cases(9, "a"), 2, "one class; expected unbalanced"),
+        ("label_skew", phantom_cases(2, "ab"), 4, "alpha = 0.3, n_clients = 4: some client"),
+        ("missing_classes", phantom_cases(9, "a"), 2, "n_missing = 1: .* of 1 classes"),
+        ("missing_classes", phantom_cases(9, "abc"), 1, "n_clients = 1: no client would hold '[abc]'"),
+    ],
+)
+def test_what_a_rule_cannot_do_is_refused_in_one_line(rule, cases, k, words):
+    with pytest.raises(UserError, match=words) as caught:
+        RULES[rule](cases, np.arange(len(cases)), k, 0)
+    assert "expected" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_table_counts_cases(images):
+    rows = images.split("train")
+    counts = table(images.cases, RULES["unbalanced"](images.cases, rows, 2, 1))
+    assert counts["total"].sum() == len(rows)
+    assert (counts[images.classes].sum(axis=1) == counts["total"]).all()
+    assert counts[images.classes].sum().to_dict() == images.cases.iloc[rows]["label"].value_counts().to_dict()
+    assert counts["share"].sum() == pytest.approx(1, abs=0.01)
 
 
 @given(mixed())
@@ -196,13 +203,13 @@ def test_groups_are_dealt_whole_and_none_is_split(example):
     if cases.iloc[rows]["hospital"].nunique() < 2:
         return
     try:
-        clients = deal_by_group(cases, rows, n_clients, "hospital")
+        clients = partition_by_group(cases, rows, n_clients, "hospital")
     except UserError as error:
         fewer = int(re.search(r"at most (\d)", str(error))[1])
         assert fewer < n_clients
-        check_dealt(cases, rows, deal_by_group(cases, rows, fewer, "hospital"), fewer)
+        check_partition(cases, rows, partition_by_group(cases, rows, fewer, "hospital"), fewer)
         return
-    check_dealt(cases, rows, clients, n_clients)
+    check_partition(cases, rows, clients, n_clients)
     names = cases.iloc[rows].groupby("patient")["hospital"].agg(lambda own: own.replace("", "(empty)").mode()[0])
     homes = [set(names[cases.iloc[own]["patient"]]) for own in clients]
     assert len(set.union(*homes)) == sum(map(len, homes)), "no group is at two clients"
@@ -215,10 +222,10 @@ def test_each_group_is_a_client_and_a_patient_of_two_stays_whole():
     hospital = ["A"] * 3 + ["B"] * 4 + ["A", "A", "B"] + [None] * 2
     patient = ["a1", "a2", "a3", "b1", "b2", "b3", "b4", "both", "both", "both", "u1", "u2"]
     cases = pd.DataFrame({"patient": patient, "label": "", "hospital": hospital})
-    clients = deal_by_group(cases, np.arange(12), 3, "hospital")
+    clients = partition_by_group(cases, np.arange(12), 3, "hospital")
     assert [own.tolist() for own in clients] == [[0, 1, 2, 7, 8, 9], [3, 4, 5, 6], [10, 11]]
     assert table(cases, clients, "hospital")["groups"].tolist() == ["A, B", "B", "(empty)"]
-    two = deal_by_group(cases, np.arange(12), 2, "hospital")
+    two = partition_by_group(cases, np.arange(12), 2, "hospital")
     assert [own.tolist() for own in two] == [[0, 1, 2, 7, 8, 9], [3, 4, 5, 6, 10, 11]]
 
 
@@ -226,26 +233,32 @@ def test_what_by_group_cannot_do_is_refused_with_what_it_can():
     cases = pd.DataFrame({"patient": list("abcdefg"), "label": list("xyxyxyx"), "hospital": list("AAABBBC"), "one": "same"})
     cases["ml"] = np.arange(7) / 3
     with pytest.raises(UserError, match=r"n_clients = 3: 'hospital' has 3 groups.*at most 2 .*A 3, B 3, C 1"):
-        deal_by_group(cases, np.arange(7), 3, "hospital")
+        partition_by_group(cases, np.arange(7), 3, "hospital")
     with pytest.raises(UserError, match=r"'one'.*values in it: 1; .*: label, hospital, ml$"):
-        deal_by_group(cases, np.arange(7), 2, "one")
-    assert len(deal_by_group(cases, np.arange(7), 2, "patient")) == 2, "a column that is not proposed may still be asked for"
+        partition_by_group(cases, np.arange(7), 2, "one")
+    assert len(partition_by_group(cases, np.arange(7), 2, "patient")) == 2, (
+        "a column that is not proposed may still be asked for"
+    )
     many = pd.DataFrame({"patient": [str(n) for n in range(60)], "label": "", "ml": np.arange(60) / 3})
     with pytest.raises(UserError, match=r"'ml'.*values in it: 60; .*\(there is none\)$"):
-        deal_by_group(many, np.arange(60), 2, "ml")
+        partition_by_group(many, np.arange(60), 2, "ml")
 
 
 def test_a_federation_trains_on_each_rule_and_the_reader_finds_it(images, tmp_path):
-    rules = [{"partition": "label_skew", "alpha": 0.3}, {"partition": "by_group", "group_column": "scanner"}]
+    rules = [
+        {"partition": "label_skew", "alpha": 0.3},
+        {"partition": "missing_classes", "n_missing": 2},
+        {"partition": "by_group", "group_column": "scanner"},
+    ]
     configs = [run_config(images, "federated", rounds=1, n_clients=3, **rule) for rule in rules]
     store = RunStore(tmp_path)
     runs = [experiment.run(config, images, store) for config in [run_config(images, "centralized", rounds=1), *configs]]
     for run in runs[1:]:
-        assert run.clients["n"].tolist() == [len(rows) for rows in execution.clients_of(run.config, images)]
+        assert run.clients["n"].tolist() == [len(rows) for rows in clients_of(run.config, images)]
         assert run.config.partition in run.config.run_id
-    assert store.results()["partition"].tolist() == ["none", "by_group", "label_skew"]
+    assert store.results()["partition"].tolist() == ["none", "by_group", "label_skew", "missing_classes"]
     compared = analysis.compare(runs)
-    assert compared["partition"].unique().tolist() == ["none", "label_skew", "by_group"]
+    assert compared["partition"].unique().tolist() == ["none", "label_skew", "missing_classes", "by_group"]
     for picture in (plots.comparison(compared), plots.learning_curves(runs)):
         assert "3 clients, label skew" in picture.alt
         assert "3 clients, by group" in picture.alt

@@ -33,7 +33,7 @@ def test_both_tasks_export_the_same_names():
 
 
 def test_the_classifier_is_the_resnet18_of_the_literature():
-    model = classification.build_model(StudyConfig.make(profile="full"), 4)
+    model = classification.build_model(StudyConfig.make(profile="paper"), 4)
     assert sum(parameter.numel() for parameter in model.parameters()) == 11_173_188
     sizes = []
     model.layer4.register_forward_hook(lambda module, given, out: sizes.append(out.shape[-1]))

@@ -8,7 +8,7 @@ import pandas as pd
 from fedlib.config import StudyConfig
 from fedlib.course.exercises.feedback import EXACT, Feedback, check, described, listed, number, read
 from fedlib.data.dataset import PreparedSet
-from fedlib.data.partition import shares
+from fedlib.data.partition import client_shares
 
 ROUGHLY = 0.15
 """Relative difference within which a predicted partition is right: the rule counts, not the last case."""
@@ -99,9 +99,9 @@ def check_baseline(answer: float, data: PreparedSet) -> Feedback:
 
 @check
 def check_smallest_client(answer: float, data: PreparedSet, study: StudyConfig) -> Feedback:
-    """Check the training cases of the smallest client, in the unbalanced partition with the most clients."""
+    """Check the training cases of the smallest client, under quantity_skew with the most clients."""
     n_clients, n, ratio = max(study.client_counts), len(data.split("train")), study.unbalance_ratio
-    sizes = n * shares(n_clients, "unbalanced", ratio)
+    sizes = n * client_shares(n_clients, ratio)
     mistakes = {
         "that is an equal share; here the shares fall from client to client.": n / n_clients,
         "that is the largest client.": sizes[0],

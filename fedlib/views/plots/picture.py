@@ -16,7 +16,7 @@ INK, SOFT, PAGE = "#1c1e21", "#555b64", "#ffffff"
 SERIES = ("#005a9c", "#d97706", "#02815e", "#8b3fa0", "#c02532", "#0f7f93", "#7a5230", "#5b6470")
 """At least 3:1 on white. The first two also differ in lightness, so that a grey print keeps them apart."""
 COLOURS = dict(zip(Partition.__args__, SERIES, strict=False))
-MARKERS = dict(zip(Partition.__args__, "os^D", strict=True))
+MARKERS = dict(zip(Partition.__args__, "os^Dvp", strict=True))
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)), (0, (4, 1, 1, 1)))
 """Line styles, so that no line depends on its colour."""
 STYLE = {
