@@ -59,7 +59,7 @@ def partition_stratified(cases: pd.DataFrame, rows: np.ndarray, shares: np.ndarr
     """
     rng, client_of = np.random.default_rng([seed, len(shares)]), {}
     for label, sizes in _patients_of_classes(cases, rows):
-        _require_patients(label, sizes, len(shares))
+        _require_patients(label, sizes, len(shares), len(shares))
         client_of |= deal_groups(sizes, shares, rng)
     return _rows_of_clients(cases, rows, client_of, len(shares))
 
@@ -78,7 +78,7 @@ def partition_dirichlet(
     if not floor and len(classes) < 2:
         raise UserError("partitions = label_skew: the training cases are of one class; expected unbalanced")
     for label, sizes in classes:
-        _require_patients(label, sizes, n_clients * least)
+        _require_patients(label, sizes, n_clients * least, n_clients)
     for _ in range(MAX_DRAWS):
         client_of, held = {}, np.zeros(n_clients)
         for _, sizes in classes:
@@ -112,7 +112,7 @@ def partition_missing_classes(
         holders = [client for client in range(n_clients) if number not in lacks[client]]
         if not holders:
             raise UserError(f"n_clients = {n_clients}: no client would hold {label!r}; expected more clients")
-        _require_patients(label, sizes, len(holders))
+        _require_patients(label, sizes, len(holders), n_clients)
         client_of |= {patient: holders[i] for patient, i in deal_groups(sizes, client_shares(len(holders)), rng).items()}
     return _rows_of_clients(cases, rows, client_of, n_clients)
 
@@ -162,10 +162,10 @@ def _patients_of_classes(cases: pd.DataFrame, rows: np.ndarray) -> list[tuple[st
     return [(label, own["size"]) for label, own in patients.groupby("first")]
 
 
-def _require_patients(label: str, sizes: pd.Series, needed: float) -> None:
+def _require_patients(label: str, sizes: pd.Series, needed: int, n_clients: int) -> None:
     if len(sizes) < needed:
         found = f"{repr(label) if label else 'the set'} has {len(sizes)} training patients"
-        raise UserError(f"n_clients: {found}, expected at least {needed}; choose fewer clients")
+        raise UserError(f"n_clients = {n_clients}: {found}, expected at least {needed}; choose fewer clients")
 
 
 def _rows_of_clients(cases: pd.DataFrame, rows: np.ndarray, client_of: dict[str, int], n_clients: int) -> list[np.ndarray]:

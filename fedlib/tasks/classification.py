@@ -22,7 +22,7 @@ PAPER = {
     ("federated", 4): {"sensitivity": 0.94},
     ("federated", 8): {"sensitivity": 0.94},
 }
-# Saved beside the first author's scripts: strong evidence, no proof, that they are the paper's. There "local" is centralized.
+# Saved beside the first author's scripts: strong evidence, no proof, that they are the paper's ("local" there: centralized).
 SCRIPTS = {
     ("centralized", 1, "none"): {"accuracy": 0.927, "sensitivity": 0.935},
     ("federated", 2, "balanced"): {"accuracy": 0.942, "sensitivity": 0.945},

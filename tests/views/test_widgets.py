@@ -158,7 +158,9 @@ def test_predictions_of_other_cases_are_refused(volumes):
     ("setting", "changes"),
     [
         ("balanced", {"partition": "balanced"}),
-        ("unbalanced, ratio 3", {"partition": "unbalanced", "unbalance_ratio": 3}),
+        ("unbalanced, seed 2", {"partition": "unbalanced"}),
+        ("quantity skew, ratio 3", {"partition": "quantity_skew", "unbalance_ratio": 3}),
+        ("missing classes, 1", {"partition": "missing_classes", "n_missing": 1}),
         ("label skew, alpha 0.5", {"partition": "label_skew", "alpha": 0.5}),
     ],
 )
