@@ -6,7 +6,7 @@ from fedlib import tasks
 from fedlib.analysis.arms import ARM, margin_note, resolve_evidence
 from fedlib.analysis.inference import RESAMPLES, VERDICTS
 from fedlib.analysis.tables import bracketed
-from fedlib.config import Federation, RunConfig, StudyConfig
+from fedlib.config import Federation, RunConfig, StudyConfig, Training
 from fedlib.training.run_store import Run
 
 PAPER, INFERRED, CHOSEN = "from the paper", "inferred", "chosen"
@@ -43,17 +43,14 @@ def settings(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
     """Return what the verdicts rest on: setting, value (text), label, and note: whether it was stated before the runs."""
     evidence, task = resolve_evidence(runs, study), tasks.get(runs[0].config.task)
     names = list(dict.fromkeys(f"margin_{metric.partition('_')[0]}" for metric in task.PRIMARY)) + ["significance"]
-    rows = [(name, f"{getattr(evidence, name):g}", margin_note(runs, evidence, name) or "stated before the runs")
-            for name in names]  # fmt: skip
-    rows += [
-        ("primary endpoints", ", ".join(tasks.NAMES[metric] for metric in task.PRIMARY), "of the task"),
-        ("unit of analysis", "patient", "cases averaged first; images of one patient are no independent evidence"),
-        ("intervals", f"{evidence.level}, BCa bootstrap", f"{RESAMPLES} resamples of patients, seeded"),
-        ("verdicts", "not corrected for their number", "each arm is judged by its own interval; p_holm is corrected"),
+    notes = {name: margin_note(runs, evidence, name) or "stated before the runs" for name in names}
+    rows = [(name, f"{getattr(evidence, name):g}", CHOSEN, note) for name, note in notes.items()] + [
+        ("primary endpoints", ", ".join(tasks.NAMES[metric] for metric in task.PRIMARY), CHOSEN, "of the task"),
+        ("unit of analysis", "patient", CHOSEN, "cases averaged first; images of one patient are no independent evidence"),
+        ("intervals", f"{evidence.level}, BCa bootstrap", CHOSEN, f"{RESAMPLES} resamples of patients, seeded"),
+        ("verdicts", "not corrected for their number", CHOSEN, "each arm has its own interval; p_holm is corrected"),
     ]
-    return pd.DataFrame(rows, columns=["setting", "value", "note"]).assign(label=CHOSEN)[
-        ["setting", "value", "label", "note"]
-    ]
+    return pd.DataFrame(rows, columns=["setting", "value", "label", "note"])
 
 
 def assumptions(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
@@ -68,7 +65,7 @@ def _design(configs: list[RunConfig]) -> list[tuple[str, str, str, str]]:
     counts = sorted({config.n_clients for config in configs if config.mode != "centralized"})
     partitions = sorted({config.partition for config in configs} - {"none"})
     strategies = sorted({config.strategy for config in configs} - {"none"})
-    rows = [
+    return [
         ("number of clients", ", ".join(map(str, counts)) or "none yet", PAPER if {*counts} <= {*STUDIED[task]} else CHOSEN,
          f"in the paper {', '.join(map(str, STUDIED[task]))}"),
         ("aggregation", ", ".join(strategies) or "none yet", CHOSEN, "the abstract does not say"),
@@ -77,10 +74,6 @@ def _design(configs: list[RunConfig]) -> list[tuple[str, str, str, str]]:
         ("partition of the paper's figures", "set beside each partition", INFERRED, "the abstract does not say which"),
         ("data", f"fingerprint {config.data_fingerprint[:12]}", CHOSEN, "the abstract names no data set, size or split"),
     ]  # fmt: skip
-    if "unbalanced" in partitions:
-        why = "the abstract does not say how the unbalance was made"
-        rows.append(("unbalance", f"largest client {config.unbalance_ratio:g} times the smallest", CHOSEN, why))
-    return rows
 
 
 def _endpoints(task: str) -> list[tuple[str, str, str, str]]:
@@ -97,16 +90,13 @@ def _endpoints(task: str) -> list[tuple[str, str, str, str]]:
 def _training(configs: list[RunConfig]) -> list[tuple[str, str, str, str]]:
     config, why = configs[0], "the abstract does not say"
     federated = next((config for config in configs if config.mode == "federated"), config)
-    changed = [f"{name.replace('_', ' ')} {getattr(federated, name)}" for name, field in Federation.model_fields.items()
-               if getattr(federated, name) != field.default]  # fmt: skip
+    changed = [name for name, field in Federation.model_fields.items() if getattr(federated, name) != field.default]
+    settings = [(name, config) for name in Training.model_fields] + [(name, federated) for name in changed]
     return [
         ("model", MODELS[config.task], PAPER, ""),
-        ("channels of its first layer", str(config.width), CHOSEN, why),
-        ("budget", f"{config.rounds} rounds of {config.local_epochs} local epochs, the same in every arm", CHOSEN, why),
-        ("optimizer", f"AdamW, peak learning rate {config.learning_rate:g}, batches of {config.batch_size}", CHOSEN, why),
-        ("arithmetic", config.precision + (", deterministic" if config.deterministic else ""), CHOSEN, why),
-        ("federation", ", ".join(changed) or "every client in every round, no noise", CHOSEN, why),
         ("start", "random weights, no pre-training", CHOSEN, why),
+        ("equal budget", "rounds x local epochs, the same in every arm", CHOSEN, why),
+        *((name.replace("_", " "), str(getattr(of, name)), CHOSEN, why) for name, of in settings),
     ]
 
 

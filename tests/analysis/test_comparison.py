@@ -226,7 +226,7 @@ def test_every_assumption_has_one_of_three_labels(store, task):
     ]
     table = analysis.assumptions(runs)
     assert set(table["label"]) == {"from the paper", "inferred", "chosen"}
-    assert table.set_index("what").loc["budget", "label"] == "chosen"
+    assert table.set_index("what").loc["learning rate", "label"] == "chosen"
     assert not table["what"].duplicated().any()
 
 
