@@ -69,13 +69,13 @@ def check_comparable(runs: list[Run]) -> None:
     """Raise UserError, in one line that names two runs, when runs differ in more than their arm and seed."""
     if not runs:
         raise UserError("no finished run to compare; run notebooks 02 and 03 first")
-    first, seen = runs[0], {}
-    cases = set(first.cases["case"])
+    first, seen, cases = runs[0], {}, set(runs[0].cases["case"])
+    expected = _conditions(first.config)
     for run in runs:
-        pair = f"{first.config.run_id} and {run.config.run_id} cannot be compared"
-        for what, one, other in _conditions(first.config, run.config):
-            if one != other:
-                raise UserError(f"{pair}: {what} {one} and {other}, expected the same")
+        pair, found = f"{first.config.run_id} and {run.config.run_id} cannot be compared", _conditions(run.config)
+        for what, value in expected.items():
+            if found[what] != value:
+                raise UserError(f"{pair}: {what} {value} and {found[what]}, expected the same")
         key = (*arm_of(run.config), run.config.seed)
         if key in seen:
             raise UserError(f"{seen[key]} and {run.config.run_id} cannot be compared: both are the same arm and seed")
@@ -85,15 +85,11 @@ def check_comparable(runs: list[Run]) -> None:
             raise UserError(f"{pair}: {example}; expected the same test set")
 
 
-def _conditions(one: RunConfig, other: RunConfig) -> list[tuple]:
-    """Return what must be the same in two runs: its name, and its value in each."""
-    budgets = (config.rounds * config.local_epochs for config in (one, other))
-    values = [
-        ("tasks", one.task, other.task),
-        ("data fingerprints", one.data_fingerprint[:12], other.data_fingerprint[:12]),
-        ("budgets (rounds x local_epochs) of", *budgets),
-    ]
-    return values + [(name, getattr(one, name), getattr(other, name)) for name in Training.model_fields]
+def _conditions(config: RunConfig) -> dict:
+    """Return what must be the same in all runs, by name."""
+    first = {"tasks": config.task, "data fingerprints": config.data_fingerprint[:12]}
+    first["budgets (rounds x local_epochs) of"] = config.rounds * config.local_epochs
+    return first | {name: getattr(config, name) for name in Training.model_fields}
 
 
 def models_of(runs: list[Run]) -> list[pd.DataFrame]:

@@ -5,16 +5,7 @@ import pandas as pd
 
 from fedlib import tasks
 from fedlib.analysis import inference
-from fedlib.analysis.arms import (
-    ARM,
-    arm_scores,
-    by_arm,
-    check_comparable,
-    margin_note,
-    n_patients,
-    resolve_evidence,
-    strata,
-)
+from fedlib.analysis.arms import ARM, arm_scores, by_arm, check_comparable, margin_note, n_patients, resolve_evidence, strata
 from fedlib.config import Evidence, StudyConfig
 from fedlib.training.run_store import Run
 

@@ -7,7 +7,7 @@ from fedlib import tasks
 from fedlib.analysis.arms import ARM, margin_note, resolve_evidence
 from fedlib.analysis.inference import RESAMPLES, VERDICTS
 from fedlib.analysis.tables import bracketed
-from fedlib.config import PROFILES, RunConfig, StudyConfig
+from fedlib.config import PROFILES, Federation, RunConfig, StudyConfig, Training
 from fedlib.training.run_store import Run
 
 ORIGINS = {
@@ -51,25 +51,40 @@ def settings(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
     """Return what the verdicts rest on: setting, value (text), label, and note: whether it was stated before the runs."""
     evidence, task = resolve_evidence(runs, study), tasks.get(runs[0].config.task)
     names = list(dict.fromkeys(f"margin_{metric.partition('_')[0]}" for metric in task.PRIMARY)) + ["significance"]
-    rows = [(name, f"{getattr(evidence, name):g}", margin_note(runs, evidence, name) or "stated before the runs")
-            for name in names]  # fmt: skip
-    rows += [
+    notes = {name: margin_note(runs, evidence, name) or "stated before the runs" for name in names}
+    rows = [(name, f"{getattr(evidence, name):g}", note) for name, note in notes.items()] + [
         ("primary endpoints", ", ".join(tasks.NAMES[metric] for metric in task.PRIMARY), "of the task"),
-        ("unit of analysis", "patient", "cases averaged first; images of one patient are no independent evidence"),
+        (
+            "unit of analysis",
+            "patient",
+            ORIGINS["chosen"],
+            "cases averaged first; images of one patient are no independent evidence",
+        ),
         ("intervals", f"{evidence.level}, BCa bootstrap", f"{RESAMPLES} resamples of patients, seeded"),
-        ("verdicts", "not corrected for their number", "each arm is judged by its own interval; p_holm is corrected"),
+        (
+            "verdicts",
+            "not corrected for their number",
+            ORIGINS["chosen"],
+            "each arm has its own interval; p_holm is corrected",
+        ),
     ]
-    return pd.DataFrame(rows, columns=["setting", "value", "note"]).assign(label=ORIGINS["chosen"])[
-        ["setting", "value", "label", "note"]
-    ]
+    return pd.DataFrame(rows, columns=["setting", "value", "note"]).assign(label=ORIGINS["chosen"])
 
 
 def protocol(runs: list[Run]) -> pd.DataFrame:
-    """Return the study's protocol beside these runs: what, protocol, origin of that value, this_run (empty: no setting)."""
-    configs = [run.config for run in runs]
-    rows = []
-    for row in yaml.safe_load((PROFILES / "protocol.yaml").read_text())[configs[0].task]:
-        field = FIELDS.get(row.get("field"), row.get("field"))
+    """Return the study's protocol beside these runs: what, protocol, origin of that value, this_run (empty: no setting).
+
+    Settings of the runs that the protocol does not name follow it.
+    """
+    configs, rows = [run.config for run in runs], []
+    known = yaml.safe_load((PROFILES / "protocol.yaml").read_text())[configs[0].task]
+    named = [FIELDS.get(row.get("field"), row.get("field")) for row in known]
+    changed = [
+        name for name, field in Federation.model_fields.items() if {getattr(c, name) for c in configs} != {field.default}
+    ]
+    others = [name for name in (*Training.model_fields, *changed) if name not in named]
+    known += [{"what": name.replace("_", " "), "value": "", "origin": "chosen"} for name in others]
+    for row, field in zip(known, named + others, strict=True):
         shown = [config for config in configs if config.mode == "federated" or field not in FEDERATED]
         found = {getattr(config, field) for config in shown} if field in RunConfig.model_fields else set()
         value = row["value"] if isinstance(row["value"], list) else [row["value"]]
