@@ -81,7 +81,8 @@ class Player:
 
     def _control(self, label: str, at: int, caption: str) -> str:
         options = self.controls[label]
-        attributes = f'data-options="{len(options)}" autocomplete="off" oninput="{MOVE}"'
+        keys = "data-lm-suppress-shortcuts"  # else JupyterLab takes the arrow keys
+        attributes = f'data-options="{len(options)}" {keys} autocomplete="off" oninput="{MOVE}"'
         if label == self.slider:
             about = f'aria-label="{escape(label)}" aria-valuetext="{caption}"'
             control = f'<input type="range" min="0" max="{len(options) - 1}" value="{at}" {about} {attributes}>'

@@ -153,7 +153,7 @@ def result_explorer(table: pd.DataFrame) -> Player:
 
 
 def round_player(runs: Run | Sequence[Run]) -> Player:
-    """Play the rounds of finished runs: validation score, each client's training loss and weight, predictions.
+    """Step through the rounds of finished runs: each client's training loss and weight, and the average's predictions.
 
     Shows the first three runs and at most six of their rounds. Raises ValueError when there is no run.
     """
@@ -180,34 +180,18 @@ class _History:
 
     @plt.rc_context(STYLE)
     def frame(self, name: str, number: int) -> Frame:
-        """Draw scores, losses, predictions and the clients' weights after a round."""
-        figure, axes = plt.subplots(2, 2, figsize=(7.2, 6))
-        figure.subplots_adjust(0.08, 0.12, 0.98, 0.95, wspace=0.22, hspace=0.36)
-        self._scores(axes[0, 0], number)
-        losses = self._losses(axes[0, 1], number)
-        self._predictions(axes[1, 0], number)
-        axes[1, 1].axis("off")
+        """Draw the losses and weights of the clients and the predictions of the average after a round."""
+        figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 4))
+        figure.subplots_adjust(0.07, 0.34, 0.98, 0.92, wspace=0.2)
+        losses = self._losses(left, number)
+        self._predictions(right, number)
         title = "client: weight in the average" if self.config.mode == "federated" else "client: share of the cases"
-        lines, names = axes[0, 1].get_legend_handles_labels()
-        axes[1, 1].legend(lines, names, title=title, loc="center", ncols=1 + (len(names) > 8), fontsize=9)
+        figure.legend(*left.get_legend_handles_labels(), title=title, loc="lower center", ncols=4, fontsize=8)
         now = self.rounds[self.rounds["round"] == number].iloc[0]
         words = ", ".join(f"{tasks.NAMES[metric]} {now[metric]:.3f}" for metric in self.metrics)
         ends = f"{losses.min():.2f} (client {losses.idxmin() + 1}) to {losses.max():.2f} (client {losses.idxmax() + 1})"
         caption = f"{name}, round {number} of {self.last}: validation {words}; training loss {ends}"
         return Frame(figure_url(figure), caption, width=720)
-
-    def _by_round(self, axis: plt.Axes, title: str, low: float, high: float) -> None:
-        axis.set(title=title, xlabel="round", xlim=(0.5, self.last + 0.5), ylim=(low, high))
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(axis="y")
-
-    def _scores(self, axis: plt.Axes, number: int) -> None:
-        past = self.rounds[self.rounds["round"] <= number]
-        for metric, colour, dashes in zip(self.metrics, INKS, DASHES, strict=False):
-            axis.plot(past["round"], past[metric], color=colour, ls=dashes, marker="o", ms=4, label=tasks.NAMES[metric])
-        self._by_round(axis, "validation score", 0, 1.3)
-        axis.set_yticks((0, 0.5, 1))
-        axis.legend(loc="upper left", fontsize=8)
 
     def _losses(self, axis: plt.Axes, number: int) -> pd.Series:
         """Draw a line for each client, named with its weight; return the losses of the round by client."""
@@ -216,9 +200,12 @@ class _History:
         weights = now["n"] / now["n"].sum()
         for client, part in self.clients[here & (self.clients["round"] <= number)].groupby("client"):
             weight = f"{weights[client]:.2f}" if client in now.index and pd.isna(now["absent"][client]) else "absent"
-            style = {"color": SERIES[client % len(SERIES)], "ls": DASHES[client // len(SERIES)]}
+            style = {"color": SERIES[client % len(SERIES)], "ls": DASHES[client // len(SERIES) % len(DASHES)]}
             axis.plot(part["round"], part["loss"], marker="o", ms=3, lw=1.4, label=f"client {client + 1}: {weight}", **style)
-        self._by_round(axis, "training loss of each client", 0, 1.05 * self.clients["loss"].max())
+        limits = {"xlim": (0.5, self.last + 0.5), "ylim": (0, 1.05 * self.clients["loss"].max())}
+        axis.set(title="training loss of each client", xlabel="round", **limits)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(axis="y")
         return now["loss"].dropna()
 
     def _predictions(self, axis: plt.Axes, number: int) -> None:

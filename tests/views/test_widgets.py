@@ -201,12 +201,13 @@ def test_a_round_shows_what_the_tables_say(runs, data, figures):
     first = federated.rounds.iloc[0]
     assert "round 1 of 2" in player.frames[0].caption
     assert all(f"{first[metric]:.3f}" in player.frames[0].caption for metric in execution.tasks.get(data.task).PRIMARY)
-    _, losses, predictions, key = figures[1].axes
+    losses, predictions = figures[1].axes
+    (key,) = figures[1].legends
     for line, (_, part) in zip(losses.lines, federated.clients.groupby("client"), strict=True):
         assert line.get_ydata().tolist() == part["loss"].tolist()
     clients = federated.clients[federated.clients["round"] == 2]
     weights = [f"client {row.client + 1}: {row.n / clients['n'].sum():.2f}" for row in clients.itertuples()]
-    assert [text.get_text() for text in key.get_legend().get_texts()] == weights
+    assert [text.get_text() for text in key.get_texts()] == weights
     cases = federated.validation.query("round == 2")
     if data.task == "classification":
         heights = [bar.get_height() for bar in predictions.containers[0]]
@@ -224,10 +225,10 @@ def test_clients_differ_in_colour_or_dashes_and_nothing_is_clipped(tmp_path, fig
     widgets.round_player(record.finish({}, {"weights_sha256": "w"}))
     for figure in figures:
         figure.draw_without_rendering()
-        styles = {(line.get_color(), line.get_linestyle()) for line in figure.axes[1].lines}
+        styles = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
         assert len(styles) == 16
         texts = [text for axis in figure.axes for text in (axis.title, axis.xaxis.label)]
-        texts += [text for axis in figure.axes if axis.get_legend() for text in axis.get_legend().get_texts()]
+        texts += figure.legends[0].get_texts()
         inside = figure.bbox.padded(1)
         boxes = [text.get_window_extent() for text in texts if text.get_text() and text.get_visible()]
         assert all(inside.contains(*box.min) and inside.contains(*box.max) for box in boxes)
@@ -240,7 +241,7 @@ def test_a_client_that_was_absent_is_called_that(images, tmp_path, figures):
     record.log_clients(rows)
     record.log_rounds([{"round": n, "accuracy": 0.5, "sensitivity": 0.5} for n in (1, 2)])
     widgets.round_player(record.finish({}, {"weights_sha256": "w"}))
-    assert [[text.get_text() for text in figure.axes[3].get_legend().get_texts()] for figure in figures] == [
+    assert [[text.get_text() for text in figure.legends[0].get_texts()] for figure in figures] == [
         ["client 1: 0.50", "client 2: 0.50"],
         ["client 1: 1.00", "client 2: absent"],
     ]
