@@ -18,7 +18,7 @@ from fedlib.data.dataset import PreparedSet
 HELP = """Turn raw images into a prepared set that the study trains on.
 
 The set appears at --out whole or not at all: arrays, cases.csv (patients and duplicates within one split), qc.csv (what was
-rejected and why), duplicates.csv, manifest.json. Interrupted, the same command goes on; what did not change is not read
+rejected and why), duplicates.csv, manifest.json. Interrupted, the same command resumes; what did not change is not read
 again. Sources, licences, sizes and times: data_prep/README.md.
 
 Then: python -m fedlib study --task ... --data DIR
@@ -50,6 +50,13 @@ class Modality(StrEnum):
     mr = "mr"
 
 
+class SplitBy(StrEnum):
+    """What is kept in one split."""
+
+    patient = "patient"
+    image = "image"
+
+
 class Crop(StrEnum):
     """Where the window is put."""
 
@@ -70,6 +77,8 @@ Out = Annotated[Path, typer.Option(help="Folder of the prepared set.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace or update the prepared set that is there.")]
 Bad = Annotated[OnBad, typer.Option(help="At a case that cannot be used: stop, or skip it and list it in qc.csv.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the splits and, for phantoms, of the images.")]
+Fractions = Annotated[str | None, typer.Option(help="Percent of train, val and test, as in 80,10,10; default 60,10,30.")]
+By = Annotated[SplitBy, typer.Option(help="image: patients and duplicates may be on both sides, and reports say so.")]
 Near = Annotated[int, typer.Option(min=0, max=64, help="Bits of 256 in which the hashes of near-duplicates may differ.")]
 Jobs = Annotated[int, typer.Option(min=1, max=256, help="Cases read at a time.")]
 Raw = Annotated[Path | None, typer.Option(help="Keep the raw files, in the layout of the real data, in this new folder.")]
@@ -82,11 +91,14 @@ def synthetic_cxr(
     cases: Annotated[int, typer.Option(min=20, help="Number of images, a quarter in each class.")] = 1000,
     size: Side = 64,
     seed: Seed = 0,
+    fractions: Fractions = None,
+    split_by: By = SplitBy.patient,
     keep_raw: Raw = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Chest X-ray phantoms in four categories, as PNGs in the folders of the COVID-19 Radiography Database."""
-    _tell(sources.prepare_synthetic("classification", out, cases, size, seed, keep_raw, overwrite))
+    options = _splitting(fractions, split_by)
+    _report(sources.prepare_synthetic("classification", out, cases, size, seed, keep_raw, overwrite, **options))
 
 
 @app.command("synthetic-cardiac")
@@ -95,11 +107,14 @@ def synthetic_cardiac(
     cases: Annotated[int, typer.Option(min=3, help="Number of volumes, one a patient.")] = 66,
     size: Annotated[int, typer.Option(min=16, help="Side of a prepared volume in voxels.")] = 40,
     seed: Seed = 0,
+    fractions: Fractions = None,
+    split_by: By = SplitBy.patient,
     keep_raw: Raw = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Cardiac CT phantoms with LV and myocardium, as NIfTI pairs in the naming and label values of MM-WHS."""
-    _tell(sources.prepare_synthetic("segmentation", out, cases, size, seed, keep_raw, overwrite))
+    options = _splitting(fractions, split_by)
+    _report(sources.prepare_synthetic("segmentation", out, cases, size, seed, keep_raw, overwrite, **options))
 
 
 @app.command("class-folders")
@@ -109,6 +124,8 @@ def class_folders(
     size: Side = 224,
     where: Annotated[str | None, typer.Option(help="Keep rows of manifest.csv with this value, as in mini=1.")] = None,
     seed: Seed = 0,
+    fractions: Fractions = None,
+    split_by: By = SplitBy.patient,
     near: Near = NEAR_BITS,
     on_bad: Bad = OnBad.stop,
     overwrite: Overwrite = False,
@@ -119,8 +136,8 @@ def class_folders(
     A manifest.csv beside the folders (file, class, and perhaps patient, dup_group, split) keeps patients and duplicates
     within one split; without it a folder inside the class is a patient, and so is every image that lies in none.
     """
-    options = _options(seed, near, on_bad, overwrite, jobs)
-    _tell(sources.prepare_class_folders(source, out, size, where, **options))
+    options = _options(seed, near, on_bad, overwrite, jobs) | _splitting(fractions, split_by)
+    _report(sources.prepare_class_folders(source, out, size, where, **options))
 
 
 @app.command("covid19-radiography")
@@ -130,14 +147,16 @@ def covid19_radiography(
     size: Side = 224,
     subset: Annotated[bool, typer.Option("--subset", help="Accept other counts than the published ones.")] = False,
     seed: Seed = 0,
+    fractions: Fractions = None,
+    split_by: By = SplitBy.patient,
     near: Near = NEAR_BITS,
     on_bad: Bad = OnBad.stop,
     overwrite: Overwrite = False,
     jobs: Jobs = CORES,
 ) -> None:
     """The COVID-19 Radiography Database as Kaggle gives it: four classes, 21,165 PNGs, tables of where each came from."""
-    options = _options(seed, near, on_bad, overwrite, jobs)
-    _tell(sources.prepare_covid19_radiography(source, out, size, subset, **options))
+    options = _options(seed, near, on_bad, overwrite, jobs) | _splitting(fractions, split_by)
+    _report(sources.prepare_covid19_radiography(source, out, size, subset, **options))
 
 
 def cardiac(
@@ -154,6 +173,8 @@ def cardiac(
     lv: Annotated[str | None, typer.Option(help="Label value or name of the LV; commas merge several.")] = None,
     myo: Annotated[str | None, typer.Option(help="Label value or name of the myocardium; the same.")] = None,
     seed: Seed = 0,
+    fractions: Fractions = None,
+    split_by: By = SplitBy.patient,
     near: Near = NEAR_BITS,
     on_bad: Bad = OnBad.stop,
     overwrite: Overwrite = False,
@@ -173,8 +194,8 @@ def cardiac(
     }
     stated = {name: value for name, value in given.items() if value is not None}
     settings = replace(sources.CARDIAC[context.info_name].DEFAULTS, **stated)
-    options = _options(seed, near, on_bad, overwrite, jobs)
-    _tell(sources.prepare_cardiac(context.info_name, source, out, settings, **options))
+    options = _options(seed, near, on_bad, overwrite, jobs) | _splitting(fractions, split_by)
+    _report(sources.prepare_cardiac(context.info_name, source, out, settings, **options))
 
 
 for name, text in CARDIAC_HELP.items():
@@ -197,6 +218,13 @@ def download(
 
 def _options(seed: int, near: int, on_bad: OnBad, overwrite: bool, jobs: int) -> dict:
     return {"seed": seed, "near_bits": near, "on_bad": on_bad.value, "overwrite": overwrite, "jobs": jobs}
+
+
+def _splitting(fractions: str | None, split_by: SplitBy) -> dict:
+    shares = _numbers("--fractions", fractions, 3, positive=True)
+    if shares and abs(sum(shares) - 100) > 1e-6:
+        raise UserError(f"--fractions {fractions}: the sum is {sum(shares):g}; expected 100, as in 80,10,10")
+    return {"fractions": shares and tuple(share / 100 for share in shares), "split_by": split_by.value}
 
 
 def _numbers(
@@ -225,16 +253,22 @@ def _finite(option: str, value: float | None) -> float | None:
     return value
 
 
-def _tell(prepared: PreparedSet) -> None:
-    cases, counts = prepared.cases, prepared.manifest["counts"]
-    typer.echo(f"{prepared.manifest['title']}: {len(cases)} cases, {'x'.join(map(str, prepared.images.shape[1:]))}, uint8")
+def _report(prepared: PreparedSet) -> None:
+    cases, manifest = prepared.cases, prepared.manifest
+    typer.echo(f"{manifest['title']}: {len(cases)} cases, {'x'.join(map(str, prepared.images.shape[1:]))}, uint8")
     splits = cases.groupby(["label", "split"] if prepared.task == "classification" else ["split"]).size()
     typer.echo((splits.unstack(0) if prepared.task == "classification" else splits.to_frame("cases")).to_string())
     for structure in prepared.classes[1:] if prepared.task == "segmentation" else ():
         kept = cases[f"{structure}_ml_prepared"] / cases[f"{structure}_ml"]
         typer.echo(f"{structure}: {kept.median():.1%} of its volume kept (median; worst {kept.min():.1%})")
-    typer.echo(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()))
+    if manifest["splits"]["split_by"] == "image":
+        typer.echo("split by image: patients and duplicates may be on both sides")
+    if manifest["passed_over"]:
+        typer.echo(f"passed over: {', '.join(f'{n} {kind}' for kind, n in manifest['passed_over'].items())}")
+    typer.echo(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in manifest["counts"].items()))
     typer.echo(f"fingerprint {prepared.fingerprint[:12]}; written to {prepared.folder}")
+    for warning in manifest["warnings"]:
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def main() -> None:
