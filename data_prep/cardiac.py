@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data_prep import nifti
-from data_prep.cases import Case, Loader
+from data_prep.cases import Case, Loader, choice
 from fedlib.config import UserError
 
 TASK = "segmentation"
@@ -38,47 +38,38 @@ class Settings:
     """How volumes become arrays of one shape; all *chosen*. Axes run to the right, to the front, and up."""
 
     spacing_mm: tuple[float, float, float] = (2.0, 2.0, 2.0)
-    """Size of a prepared voxel."""
     size: tuple[int, int, int] = (96, 96, 96)
-    """Voxels of the prepared window; what of it lies outside the volume is 0."""
     modality: Literal["ct", "mr"] = "ct"
-    """Decides the intensity window: HU_WINDOW, or PERCENTILES of each volume."""
     window: tuple[float, float] | None = None
-    """Intensities that become 0 and 255, instead of what the modality says."""
     crop: Literal["heart", "centre"] = "centre"
-    """Where the window lies: around the middle of the box around LV and Myo, or of the volume."""
     margin_mm: float = 10.0
-    """With crop "heart": the box with this margin on every side must fit into the window, else the case is refused."""
     max_loss: float = 0.2
-    """Share of its volume that a structure may lose by crop and resampling before the case is refused."""
     lv: str = "500"
-    """Label value of the LV blood pool, or names of mask files; commas between several, which are merged."""
     myo: str = "205"
-    """The same for the myocardium."""
 
 
 REASONS = {
     "spacing_mm": "one voxel size for all volumes, at which a heart fits into the memory of a small GPU",
     "size": "one shape for all volumes, in multiples of 8: the 3D U-Net halves a volume three times",
     "modality": "Hounsfield units mean the same in every CT; MRI has no unit, so percentiles of each volume",
-    "window": "replaces the modality's intensity window",
+    "window": "intensities that become 0 and 255; given, it replaces what the modality decides",
     "crop": "centre needs no label, as in clinical use; heart places the window by the label, for scans of the whole body",
     "margin_mm": "surroundings of the heart that the window must still show, with crop heart",
     "max_loss": "a structure that loses more of its volume is cut off or too thin for this voxel size",
-    "lv": "what the source calls the LV blood pool",
-    "myo": "what the source calls the myocardium of the LV",
+    "lv": "the source's label value, or names of mask files, of the LV blood pool; commas merge several",
+    "myo": "the same for the myocardium of the LV",
 }
+"""What each setting is for."""
 
 
 def choices(settings: Settings) -> list[dict[str, Any]]:
-    """What was chosen and why, for manifest.json: rows with setting, value, reason, label."""
+    """Return what was chosen and why, for manifest.json: rows with setting, value, reason, label."""
     rows = asdict(settings) | {"window": window_of(settings) or f"percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g}"}
-    fixed = {
-        "orientation": ("RAS", "axes run to the right, the front and up, whatever the order in the file"),
-        "interpolation": ("image linear, label nearest", "the label keeps its values, and its volumes in ml best"),
-    }
-    told = {setting: (value, REASONS[setting]) for setting, value in rows.items()} | fixed
-    return [{"setting": key, "value": value, "reason": why, "label": "chosen"} for key, (value, why) in told.items()]
+    return [
+        *(choice(setting, value, REASONS[setting]) for setting, value in rows.items()),
+        choice("orientation", "RAS", "axes run to the right, the front and up, whatever the order in the file"),
+        choice("interpolation", "image linear, label nearest", "the label keeps its values, and its volumes in ml best"),
+    ]
 
 
 def window_of(settings: Settings) -> tuple[float, float] | None:

@@ -141,7 +141,7 @@ def stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
 def read_cases(path: Path) -> pd.DataFrame:
     """Read a cases.csv: every column as text, but for those in which each number reads as it would be written.
 
-    A class called `None`, a patient `NA` and the hospitals 007, 1E3 and 1000 stay what they are. Empty is NaN, but for names.
+    A class called `None`, a patient `NA` and the hospitals 007, 1E3 and 1000 stay what they are. Empty is NaN, except names.
     """
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     return table.apply(lambda column: column if column.name in TEXT_COLUMNS else _as_numbers(column))
@@ -151,7 +151,7 @@ def _as_numbers(column: pd.Series) -> pd.Series:
     """Return a column as bool, int64 or float64 if that changes no character of it, else as text; empty is NaN."""
     if len(column) and column.isin(["True", "False"]).all():
         return column == "True"
-    for kind in (int, float):
+    for kind in (int, float) if "nan" not in set(column) else ():
         try:
             numbers = column.replace("", "nan").map(kind)
         except ValueError:
