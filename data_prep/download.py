@@ -1,20 +1,12 @@
 """Fetch the raw images of a source from where its owners publish them: python -m data_prep download SOURCE --to DIR."""
 
 import os
-import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from fedlib.config import UserError
-
-TIMEOUT = 60
-"""Seconds without a byte before a connection counts as broken."""
-CHUNK = 2**16
-"""Bytes written at a time: so many at most are lost when a connection breaks."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +40,8 @@ SOURCES = {
         size="1,204 CT examinations, about 30 GB in one zip that is read as it is",
         cite="Wasserthal et al., Radiology: Artificial Intelligence 5(5) (2023), doi 10.1148/ryai.230024",
         by_hand="open https://zenodo.org/records/6802614 (version 1: later ones have no masks of LV and myocardium), "
-        "download Totalsegmentator_dataset.zip; do not unpack it; then: python -m data_prep totalsegmentator "
-        "--input Totalsegmentator_dataset.zip --out DIR",
+        "download Totalsegmentator_dataset.zip (curl -C - URL resumes); do not unpack it; then: python -m data_prep "
+        "totalsegmentator --input Totalsegmentator_dataset.zip --out DIR",
         doi="10.5281/zenodo.6802614",
         file="Totalsegmentator_dataset.zip",
     ),
@@ -73,7 +65,7 @@ SOURCES = {
 
 
 def download(source: str, to: Path) -> Path:
-    """Fetch a source into the folder `to`, resuming what an earlier call left; return the folder or zip to prepare.
+    """Fetch a source into the folder `to`; return the folder or zip to prepare. What is there whole is not fetched again.
 
     Licence, size and what to cite are printed first. Raises UserError, in one line with the steps by hand, when the source
     cannot be fetched by program, when the library for it is missing, and when network, server, disk or checksum fail.
@@ -119,53 +111,11 @@ def _from_zenodo(about: Source, to: Path) -> Path:
     import requests
 
     try:
-        headers = pooch.downloaders.REQUESTS_HEADERS
-        repository = pooch.downloaders.doi_to_repository(about.doi, headers=headers, timeout=TIMEOUT)
         record = pooch.create(to, base_url=f"doi:{about.doi}")
-        repository.populate_registry(record)
-        url, checksum = repository.download_url(about.file), record.registry[about.file]
+        record.load_registry_from_doi()
+        return Path(record.fetch(about.file, progressbar=True))
     except (requests.RequestException, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"doi {about.doi}: no record of the file ({_reason(error)}); by hand: {about.by_hand}") from None
-    whole, part = to / about.file, to / f"{about.file}.part"
-    # Not Pooch.fetch: it deletes what it has when it is interrupted.
-    if not (whole.exists() and pooch.hashes.hash_matches(str(whole), checksum)):
-        try:
-            fetch(url, part)
-        except requests.RequestException as error:
-            raise UserError(f"{url}: {_reason(error)}; the same command resumes; by hand: {about.by_hand}") from None
-        print(f"checking {part}", flush=True)
-        if not pooch.hashes.hash_matches(str(part), checksum):
-            part.unlink()
-            raise UserError(f"{part}: expected the record's checksum {checksum}; removed, the same command starts anew")
-        part.replace(whole)
-    return whole
-
-
-def fetch(url: str, part: Path) -> None:
-    """Bring the file `part` to the whole of `url`, from the bytes that it has; whatever stops this leaves them.
-
-    Raises what requests raises, and UserError when the disk has less room than the server announces.
-    """
-    import requests
-
-    have = part.stat().st_size if part.exists() else 0
-    # Zenodo says Accept-Ranges: none and serves ranges all the same, so that header is not asked.
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if have and response.status_code == 416:  # whole already, or longer than that: the check tells
-            return
-        response.raise_for_status()
-        more = int(response.headers.get("Content-Length", 0))
-        have = have if response.status_code == 206 else 0  # else the whole file is sent, asked for or not
-        if more > (free := shutil.disk_usage(part.parent).free):
-            raise UserError(f"--to {part.parent}: {more / 1e9:.1f} GB are still to come, {free / 1e9:.1f} GB are free")
-        with (
-            part.open("ab" if have else "wb") as file,
-            tqdm(total=have + more, initial=have, desc=part.stem, unit="B", unit_scale=True, file=sys.stdout) as bar,
-        ):
-            for chunk in response.iter_content(CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
+        raise UserError(f"doi {about.doi}: {_reason(error)}; by hand: {about.by_hand}") from None
 
 
 def _reason(error: Exception) -> str:

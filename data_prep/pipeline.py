@@ -7,9 +7,9 @@ import re
 import shutil
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -181,44 +181,29 @@ def _read(
         note = columns.pop("note", "")
         return image, label, dict(zip(HASHES, hashes(image), strict=True)) | {"columns": columns, "note": note}
 
-    with closing(_in_order(read, new, jobs)) as futures:
-        done = progress(futures, f"preparing {writer.out.name}", "case", len(keyed), len(keyed) - len(new))
-        room_checked = False
-        for key, future in zip(new, done, strict=True):
-            try:
-                image, label, entry = future.result()
-            except UserError as error:
-                rejected.add(keyed[key].image, str(error))
-                if not error.__cause__:  # a disk or a library may do better next time; a bad file stays bad
-                    writer.refuse(key, str(error))
-                continue
-            if not room_checked:
-                _check_room(writer.out, 2 * (image.nbytes + getattr(label, "nbytes", 8)) * len(new))
-                room_checked = True
-            writer.add(key, image, label, **entry)
-    return {key: entry for key in keyed if (entry := writer.known(key))}
-
-
-def _in_order(work: Callable[[str], Any], items: list[str], jobs: int) -> Iterator[Future]:
-    """Yield futures of `work(item)`, in order, with a thread a job; no more are begun than are soon taken.
-
-    Threads, since decoders, NumPy and torch let go of the interpreter; torch gets one thread in each.
-    To be closed by who leaves it early.
-    """
-    threads, waiting = torch.get_num_threads(), deque()
-    torch.set_num_threads(1)
+    threads, room_checked = torch.get_num_threads(), False
+    torch.set_num_threads(1)  # decoders, NumPy and torch let go of the interpreter: a thread a case
+    bar = progress(new, f"preparing {writer.out.name}", "case", len(keyed), len(keyed) - len(new))
     try:
         with ThreadPoolExecutor(jobs) as pool:
-            try:
-                for item in items:
-                    waiting.append(pool.submit(work, item))
-                    if len(waiting) > 2 * jobs:
-                        yield waiting.popleft()
-                yield from waiting
-            finally:  # after an error, what has not begun never does
-                pool.shutdown(cancel_futures=True)
+            waiting = deque(pool.submit(read, key) for key in new[: 2 * jobs])
+            for number, key in enumerate(bar, 2 * jobs):
+                try:
+                    image, label, entry = waiting.popleft().result()
+                except UserError as error:
+                    rejected.add(keyed[key].image, str(error))
+                    if not error.__cause__:  # a disk or a library may do better next time; a bad file stays bad
+                        writer.refuse(key, str(error))
+                else:
+                    if not room_checked:
+                        _check_room(writer.out, 2 * (image.nbytes + getattr(label, "nbytes", 8)) * len(new))
+                        room_checked = True
+                    writer.add(key, image, label, **entry)
+                waiting.extend(pool.submit(read, key) for key in new[number : number + 1])
     finally:
         torch.set_num_threads(threads)
+        bar.close()
+    return {key: entry for key in keyed if (entry := writer.known(key))}
 
 
 def _check_room(out: Path, needed: int) -> None:

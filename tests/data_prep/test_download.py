@@ -6,9 +6,9 @@ import io
 import json
 import random
 import re
+import sys
 import threading
 import zipfile
-from collections import namedtuple
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -74,7 +74,6 @@ def server(monkeypatch):
     repository = pooch.downloaders.ZenodoRepository
     monkeypatch.setattr(repository, "base_api_url", server.url.replace("/file", "/api/records"))
     monkeypatch.setattr(pooch.downloaders, "doi_to_url", lambda doi, **_: f"https://zenodo.org/records/{doi.split('.')[-1]}")
-    monkeypatch.setattr(door, "CHUNK", 10_000)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     yield server
     server.shutdown()
@@ -104,7 +103,7 @@ def test_the_whole_file_arrives_and_is_the_one_of_the_record(server, tmp_path, c
     assert zipped.read_bytes() == BODY
     assert not list(zipped.parent.glob("*.part"))
     said = capsys.readouterr().out
-    assert said.index("CC BY 4.0") < said.index("checking")
+    assert "CC BY 4.0" in said
     assert "Wasserthal" in said
 
 
@@ -119,56 +118,35 @@ def test_a_damaged_finished_file_is_fetched_again(server, tmp_path):
     assert download("totalsegmentator", tmp_path).read_bytes() == BODY
 
 
-def test_a_later_call_resumes_from_the_part(server, tmp_path):
-    server.cuts = [100_000]
-    with pytest.raises(UserError, match="the same command resumes; by hand: ") as refusal:
-        download("totalsegmentator", tmp_path)
-    one_line(refusal)
-    assert (tmp_path / f"{ARCHIVE}.part").read_bytes() == BODY[:100_000]
-    assert not (tmp_path / ARCHIVE).exists()
-    assert download("totalsegmentator", tmp_path).read_bytes() == BODY
-    assert ranges_asked(server)[-1] == "bytes=100000-"
-
-
-def test_ctrl_c_leaves_what_has_arrived(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(door.tqdm, "update", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        download("totalsegmentator", tmp_path)
-    part = tmp_path / f"{ARCHIVE}.part"
-    assert part.read_bytes() == BODY[: door.CHUNK]
-
-
-def test_a_server_that_ignores_ranges_sends_the_file_from_its_start(server, tmp_path):
-    server.ranges = False
-    (tmp_path / f"{ARCHIVE}.part").write_bytes(BODY[:1000])
-    assert download("totalsegmentator", tmp_path).read_bytes() == BODY
-    assert ranges_asked(server) == ["bytes=1000-"]
-
-
-@pytest.mark.parametrize("part", [b"", b"not what the file begins with"])
-def test_another_checksum_is_refused_and_the_part_removed(server, tmp_path, part):
-    (tmp_path / f"{ARCHIVE}.part").write_bytes(part)
-    server.body = BODY if part else BODY[::-1]
-    with pytest.raises(UserError, match=r"\.part: expected the record's checksum md5:[0-9a-f]{32}; removed") as refusal:
+def test_another_checksum_is_refused_and_nothing_left(server, tmp_path):
+    server.body = BODY[::-1]
+    with pytest.raises(UserError, match=r"hash .* does not match .* by hand: ") as refusal:
         download("totalsegmentator", tmp_path)
     one_line(refusal)
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 
 
 @pytest.mark.parametrize("status", [403, 404, 429, 503])
-def test_a_refusal_of_the_server_is_one_line_and_keeps_the_part(server, tmp_path, status):
+def test_a_refusal_of_the_server_is_one_line(server, tmp_path, status):
     server.status = status
-    (tmp_path / f"{ARCHIVE}.part").write_bytes(BODY[:10])
-    with pytest.raises(UserError, match=f"{status} .*the same command resumes") as refusal:
+    with pytest.raises(UserError, match=f"{status} .*by hand: ") as refusal:
         download("totalsegmentator", tmp_path)
     one_line(refusal)
-    assert (tmp_path / f"{ARCHIVE}.part").read_bytes() == BODY[:10]
+    assert not (tmp_path / ARCHIVE).exists()
+
+
+def test_a_broken_connection_is_one_line_and_leaves_nothing(server, tmp_path):
+    server.cuts = [100_000]
+    with pytest.raises(UserError, match="by hand: ") as refusal:
+        download("totalsegmentator", tmp_path)
+    one_line(refusal)
+    assert not (tmp_path / ARCHIVE).exists()
 
 
 @pytest.mark.parametrize("record", [{}, {"status": 404, "message": "no"}, {"id": 1, "files": []}, [], None, {"files": [{}]}])
 def test_a_record_without_the_file_names_the_steps_by_hand(server, tmp_path, record):
     server.record = record
-    with pytest.raises(UserError, match=r"no record of the file .* by hand: open https://zenodo.org") as refusal:
+    with pytest.raises(UserError, match=r"by hand: open https://zenodo.org") as refusal:
         download("totalsegmentator", tmp_path)
     one_line(refusal)
 
@@ -179,27 +157,6 @@ def test_no_network_names_the_steps_by_hand(server, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pooch.downloaders, "doi_to_url", offline)
     with pytest.raises(UserError, match="Failed to resolve .* by hand: ") as refusal:
-        download("totalsegmentator", tmp_path)
-    one_line(refusal)
-
-
-def test_a_disk_without_room_is_told_before_the_first_byte(server, tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(door.shutil, "disk_usage", lambda _: usage(10**12, 10**12, len(BODY) - 1))
-    with pytest.raises(UserError, match="still to come, 0.0 GB are free") as refusal:
-        download("totalsegmentator", tmp_path)
-    one_line(refusal)
-    assert not (tmp_path / f"{ARCHIVE}.part").exists()
-    (tmp_path / f"{ARCHIVE}.part").write_bytes(BODY[:10])  # what is there need not come again
-    assert download("totalsegmentator", tmp_path).read_bytes() == BODY
-
-
-def test_a_disk_that_fills_up_is_one_line(server, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(door.tqdm, "update", full)
-    with pytest.raises(UserError, match="No space left on device; expected") as refusal:
         download("totalsegmentator", tmp_path)
     one_line(refusal)
 
@@ -318,7 +275,7 @@ def test_what_no_program_can_fetch_is_told_with_the_steps(tmp_path, capsys, sour
 
 @pytest.mark.parametrize(("source", "library"), [("covid19-radiography", "kagglehub"), ("totalsegmentator", "pooch")])
 def test_a_missing_extra_says_how_to_install_it(tmp_path, monkeypatch, source, library):
-    monkeypatch.setitem(door.sys.modules, library, None)
+    monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UserError, match=rf"{library} is not installed; .*pip install .* -e '\.\[download\]'") as refusal:
         download(source, tmp_path)
     one_line(refusal)
