@@ -64,8 +64,9 @@ def prepare(
     keyed = _keyed(files, cases)
     reading = {"reader": READER} | {name: manifest[name] for name in ("source", "classes", "recipe", "synthetic")}
     splitting = {"seed": seed, "fractions": fractions or FRACTIONS, "split_by": split_by, "near_bits": near_bits}
-    made_from = _digest([reading, splitting, on_bad, files.unsafe, [(key, repr(case)) for key, case in keyed.items()]])
-    if _is_current(out, made_from, overwrite):
+    settings = [reading, splitting, on_bad, files.unsafe, [(key, repr(case)) for key, case in keyed.items()]]
+    made_from = manifest.get("made_from") or digest(settings)
+    if is_current(out, made_from, overwrite):
         return open_prepared(out)
     rejected = _Rejected(files, on_bad)
     for name, reason in files.unsafe.items():
@@ -127,11 +128,12 @@ def _keyed(files: Files, cases: list[Case]) -> dict[str, Case]:
     }
 
 
-def _digest(content: Any) -> str:
+def digest(content: Any) -> str:
+    """Return a hash of what a set is made from."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _is_current(out: Path, made_from: str, overwrite: bool) -> bool:
+def is_current(out: Path, made_from: str, overwrite: bool) -> bool:
     """Tell whether this set is there already. Raises UserError rather than lose what else is there."""
     check_out(out)
     if not (out / "manifest.json").exists() or overwrite:

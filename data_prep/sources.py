@@ -1,6 +1,5 @@
 """The sources, each one function: raw images in, prepared set out. The command line and the notebooks call these."""
 
-import json
 import tempfile
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +10,7 @@ from filelock import FileLock
 from data_prep import cardiac, class_folders, covid19_radiography, mmwhs, msd, totalsegmentator
 from data_prep.cases import Case
 from data_prep.files import Files, opened
-from data_prep.pipeline import check_out, prepare, progress
+from data_prep.pipeline import READER, digest, is_current, prepare, progress
 from data_prep.synthetic_cardiac import write_cardiac_ct
 from data_prep.synthetic_cxr import write_chest_xrays
 from fedlib.config import StudyConfig, UserError
@@ -87,14 +86,13 @@ def prepare_synthetic(
 
     The raw files go to `keep_raw`, or to a temporary folder that is removed. `splitting`: fractions and split_by.
     """
-    check_out(out)
     recipe = {"task": task, "cases": cases, "size": size, "seed": seed}
-    recipe |= {name: value for name, value in splitting.items() if value not in (None, "patient")}
-    if not keep_raw and (known := _drawn_already(out, json.loads(json.dumps(recipe)), overwrite)):
-        return known
+    made_from = digest([READER, recipe, *splitting.items()])
+    if is_current(out, made_from, overwrite) and not keep_raw:  # before anything is drawn
+        return open_prepared(out)
     if keep_raw and keep_raw.exists() and any(keep_raw.iterdir()):
         raise UserError(f"--keep-raw {keep_raw}: is not empty; expected a new folder")
-    about = {"synthetic": True, "recipe": recipe}
+    about = {"synthetic": True, "recipe": recipe, "made_from": made_from}
     options = {"seed": seed, "overwrite": overwrite} | splitting
     with tempfile.TemporaryDirectory(prefix="phantoms-") as temporary:
         raw = keep_raw or Path(temporary)
@@ -106,24 +104,6 @@ def prepare_synthetic(
         write_cardiac_ct(raw, cases, seed, progress=_bar("drawing hearts"))
         settings = cardiac.Settings(spacing_mm=(SYNTHETIC_FIELD_MM / size,) * 3, size=(size,) * 3)
         return prepare_cardiac("mmwhs", raw, out, settings, about=about, **options)
-
-
-def _drawn_already(out: Path, recipe: dict[str, Any], overwrite: bool) -> PreparedSet | None:
-    """Return the set at `out` if it has this recipe. Raises UserError rather than draw what would replace another."""
-    if not (out / "manifest.json").exists():
-        return None
-    try:
-        known = open_prepared(out)
-    except UserError:  # damaged, or of an older version
-        if not overwrite:
-            raise
-        return None
-    if known.manifest["recipe"] == recipe:
-        return known
-    if not overwrite:
-        title = known.manifest["title"]
-        raise UserError(f"--out {out}: holds {title} of other settings; expected a new folder, or --overwrite")
-    return None
 
 
 def ensure(study: StudyConfig) -> PreparedSet:
