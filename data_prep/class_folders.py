@@ -192,7 +192,7 @@ def _stem(name: str) -> str:
 def _from_manifest(files: Files, manifest: str, where: str | None) -> list[Case]:
     table, of = _table(files, manifest), files.where(manifest)
     if where is not None:
-        column, _, value = where.partition("=")
+        column, _, value = map(cleaned, where.partition("="))
         if column not in table.columns:
             raise UserError(f"--where {where}: no column {column!r} in {of}; expected one of {', '.join(table.columns)}")
         table = table[table[column] == value]

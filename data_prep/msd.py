@@ -9,10 +9,11 @@ import re
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
+from unicodedata import normalize
 
 from data_prep.cardiac import Settings, parts
 from data_prep.cases import Case
-from data_prep.files import Files
+from data_prep.files import Files, cleaned
 from data_prep.nifti import by_case, others, stem
 from fedlib.config import UserError
 
@@ -30,7 +31,7 @@ def resolved(files: Files, settings: Settings) -> Settings:
     def numbers(option: str, text: str) -> str:
         found: list[str] = []
         for part in parts(text):
-            known = [part] if any(part in group for group in values.values()) else values.get(part.lower())
+            known = [part] if any(part in group for group in values.values()) else values.get(cleaned(part).lower())
             if known is None:
                 labels = ", ".join(f"{name} ({','.join(group)})" for name, group in values.items())
                 raise UserError(f"{option} {part}: no label of {files.where(_table_name(files))}; expected some of {labels}")
@@ -48,8 +49,7 @@ def find_cases(files: Files, settings: Settings) -> list[Case]:
     """
     table_name, table = _table_name(files), _table(files)
     top = table_name.removesuffix(TABLE)
-    images, labels = _named(files, top + "imagesTr/"), _named(files, top + "labelsTr/")
-    cases = _listed(files, top) if table.get("training") or table.get("dataset") else _by_name(files, images, labels)
+    cases = _listed(files, top) if table.get("training") or table.get("dataset") else _by_name(files, top)
     if not cases:
         expected = "no volume in imagesTr/; expected imagesTr/*.nii.gz and labelsTr/*.nii.gz"
         raise UserError(f"--input {files.source}: {expected}{others(files)}")
@@ -59,8 +59,9 @@ def find_cases(files: Files, settings: Settings) -> list[Case]:
     return cases
 
 
-def _by_name(files: Files, images: dict[str, str], labels: dict[str, str]) -> list[Case]:
-    """Pair the volumes of imagesTr/ and labelsTr/, name without suffix to file."""
+def _by_name(files: Files, top: str) -> list[Case]:
+    """Pair the volumes of imagesTr/ and labelsTr/ by their names without suffix."""
+    images, labels = _named(files, top + "imagesTr/"), _named(files, top + "labelsTr/")
     cases: dict[str, list[str]] = {}
     for image in images:
         base = re.sub(r"_\d{4}$", "", image)  # the name without the channel, where it has channels
@@ -86,7 +87,7 @@ def _listed(files: Files, top: str) -> list[Case]:
         for row in rows.values() if isinstance(rows, dict) else rows:
             paths = row["images"] if "images" in row else [row["image"]]
             image, *more = [_existing(files, where, top + path) for path in [*paths, row["label"]]]
-            case = stem(more[-1])
+            case = cleaned(stem(more[-1]))
             if case in found:
                 raise UserError(f"{where}: lists {case} twice; expected each case once")
             found[case] = Case(case, case, image, label_files=(more[-1],), columns=_channels(paths))
@@ -98,11 +99,12 @@ def _listed(files: Files, top: str) -> list[Case]:
 
 def _existing(files: Files, where: str, path: str) -> str:
     """Return the file of a listed path; nnU-Net 1 lists `heart_1.nii.gz` for heart_1_0000.nii.gz."""
-    name = str(PurePosixPath(path))
+    known = {normalize("NFC", name): name for name in files.stamps}
+    name = normalize("NFC", str(PurePosixPath(path)))
     bare = name.removesuffix(".gz").removesuffix(".nii")
     for spelling in (name, f"{bare}_0000{name.removeprefix(bare)}"):
-        if spelling in files.stamps:
-            return spelling
+        if spelling in known:
+            return known[spelling]
     raise UserError(f"{where}: lists {path}, which does not exist")
 
 
@@ -137,8 +139,8 @@ def _label_values(files: Files) -> dict[str, list[str]]:
     for key, value in _table(files)["labels"].items():
         name, numbers = (value, key) if key.isdecimal() else (key, value)
         group = [str(number) for number in (numbers if isinstance(numbers, list) else [numbers])]
-        if not isinstance(name, str) or not all(number.isdecimal() for number in group) or name.lower() in found:
+        if not isinstance(name, str) or not all(number.isdecimal() for number in group) or cleaned(name).lower() in found:
             row = f"{key!r}: {value!r}"
             raise UserError(f"{files.where(_table_name(files))}: label {row}; expected each name once, with whole numbers")
-        found[name.lower()] = group
+        found[cleaned(name).lower()] = group
     return found

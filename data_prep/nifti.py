@@ -12,7 +12,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
-from data_prep.files import MAX_BYTES, Files
+from data_prep.files import MAX_BYTES, Files, cleaned
 from fedlib.config import UserError
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -65,6 +65,7 @@ def by_case(files: Files, case_of: Callable[[str], str | None]) -> dict[str, str
     found: dict[str, str] = {}
     for name in files.stamps:
         if name.lower().endswith(SUFFIXES + OTHER_SUFFIXES) and (case := case_of(name)) is not None:
+            case = cleaned(case)
             if case in found:
                 raise UserError(f"{files.where(name)}: the same case as {found[case]}; expected each name once")
             found[case] = name

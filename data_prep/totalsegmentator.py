@@ -6,7 +6,7 @@ empty, and the loader refuses them one by one.
 
 from data_prep.cardiac import Settings, parts
 from data_prep.cases import Case
-from data_prep.files import Files, read_table
+from data_prep.files import Files, cleaned, read_table
 from data_prep.nifti import SUFFIXES, others, stem
 from fedlib.config import UserError
 
@@ -39,7 +39,7 @@ def find_cases(files: Files, settings: Settings) -> list[Case]:
         folder = name.rpartition("/")[0]
         if stem(name).lower() not in IMAGES or stem(name) == name.rpartition("/")[2]:
             continue
-        case = (folder or files.prefix.rstrip("/") or files.source.stem).rsplit("/", 1)[-1]
+        case = cleaned((folder or files.prefix.rstrip("/") or files.source.stem).rsplit("/", 1)[-1])
         if case in found:
             raise UserError(f"{files.where(name)}: the same case as {found[case].image}; expected each name once")
         wanted = [_mask(files, folder, part) for part in parts(settings.lv) + parts(settings.myo)]

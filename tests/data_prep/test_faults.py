@@ -231,6 +231,18 @@ def test_one_class_and_one_person_in_folders_and_headers_of_two_forms(tmp_path, 
     assert prepared()[0].classes == ["Häufig", "Selten"]
 
 
+def test_one_heart_and_one_label_whatever_the_form_of_their_names(tmp_path, prepared):
+    nfc, nfd = (unicodedata.normalize(form, "Zoë") for form in ("NFC", "NFD"))
+    for path in raw.pairs(tmp_path / "raw", 4).iterdir():
+        path.rename(path.with_name(path.name.replace("case", nfd if "label" in path.name else nfc)))
+    assert prepared("mmwhs")[0].cases["case"].tolist() == [f"{nfc}_{n}" for n in range(1, 5)]
+    folder = listed(tmp_path / "task", [row(n) for n in range(1, 6)])
+    table = folder / "dataset.json"
+    table.write_text(table.read_text().replace("LV", unicodedata.normalize("NFD", "Höhle")))
+    data, _ = prepared("msd", "--lv", "höhle", "--overwrite", folder=folder)
+    assert set(np.unique(data.labels)) == {0, 1, 2}
+
+
 @pytest.mark.parametrize("pair", [("COVID", "Covid"), ("Viral Pneumonia", "viral_pneumonia")])
 def test_classes_that_look_alike_are_refused(tmp_path, refused, pair):
     write(tmp_path / "raw", {f"{name}/{n}.png": png(n) for n in range(24) for name in [[*pair, "well"][n % 3]]})
