@@ -26,7 +26,7 @@ ALPHA = (
 )
 GROUP_COLUMN = "by_group: the column of cases.csv, such as hospital, whose values are dealt whole."
 
-STRATEGY = f"How the server aggregates: {', '.join(Strategy.__args__)} (papers and values: fedlib/strategies.py)."
+STRATEGY = f"How the server aggregates: {', '.join(Strategy.__args__)} (papers and values: fedlib/federated/strategies.py)."
 QUORUM = "Share of the clients that must give a sound answer in each round; without it one failure stops a run."
 MARGIN = "Largest loss in {} against centralized that still counts as no worse; stated before the runs.  [default: {}]"
 SIGNIFICANCE = "Level of the equivalence test and of the 95% intervals.  [default: 0.05]"

@@ -1,6 +1,7 @@
 """One lock for pip and conda users, documents that name files that exist, and rooms that import downwards only."""
 
 import ast
+import graphlib
 import json
 import os
 import re
@@ -13,13 +14,12 @@ import yaml
 from fedlib.config import ROOT
 from tests.helpers import python
 
-FLOORS = [
-    *("config", "data", "runs", "partition", "tasks", "training", "messages", "strategies", "privacy", "client"),
-    *("federation", "guard", "certificates", "deployment", "engines", "progress", "experiment", "executors"),
-    *("flower_app", "statistics", "plots", "widgets", "lessons", "exercises", "machine"),
-    *("checklist", "findings", "pages", "report", "study", "cli"),
-]
-MODULES = sorted([*(ROOT / "fedlib").glob("*.py"), *(ROOT / "fedlib").glob("*/*.py")])
+FLOORS = {
+    **{"config": 1, "data": 2, "tasks": 3, "training": 4, "federated": 5, "analysis": 5},
+    **{"views": 6, "course": 7, "study": 7, "cli": 8},
+}
+"""Floor of each room, from the ground. A room imports from itself and from lower floors."""
+MODULES = sorted((ROOT / "fedlib").rglob("*.py"))
 
 
 def canonical(requirement):
@@ -100,16 +100,33 @@ def rooms_of(path):
     return {name.split(".")[1] for name in imports(path) if name.startswith("fedlib.")} & set(FLOORS)
 
 
+def module_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_room_imports_from_rooms_below_it_only(path):
-    package = path.parent != ROOT / "fedlib"
-    room = path.parent.name if package else path.stem
-    if room in ("__init__", "__main__"):
-        return
-    assert room in FLOORS, "a new room needs its floor"
-    above = FLOORS[FLOORS.index(room) + package :]
-    assert rooms_of(path) & set(above) == set()
+def test_a_room_imports_from_lower_floors_only(path):
+    room = path.relative_to(ROOT / "fedlib").parts[0].removesuffix(".py")
+    if room not in ("__init__", "__main__"):
+        assert room in FLOORS, "a new room needs its floor"
+        assert {other for other in rooms_of(path) - {room} if FLOORS[other] >= FLOORS[room]} == set()
     assert not any(name.startswith("data_prep") for name in imports(path)), "preparation comes before, not below"
+
+
+def test_the_house_has_at_most_ten_rooms_and_eight_floors():
+    rooms = {path.relative_to(ROOT / "fedlib").parts[0].removesuffix(".py") for path in MODULES} - {"__init__", "__main__"}
+    assert rooms == set(FLOORS)
+    assert len(rooms) <= 10
+    assert max(FLOORS.values()) <= 8
+
+
+def test_no_module_imports_itself_through_others():
+    names = {module_name(path) for path in MODULES}
+    graph = {}
+    for path in MODULES:
+        parts = [name for name in imports(path) if name.startswith("fedlib")]
+        graph[module_name(path)] = {name if name in names else name.rpartition(".")[0] for name in parts} & names
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "data_prep").glob("*.py")), ids=lambda path: path.name)
@@ -131,7 +148,7 @@ def test_a_study_s_processes_start_without_what_their_kernels_import():
 
 
 def test_no_part_of_fedlib_imports_ray_or_a_grammar_that_takes_seconds():
-    names = ", ".join(f"fedlib.{path.stem}" for path in (ROOT / "fedlib").glob("*.py") if not path.stem.startswith("__"))
+    names = ", ".join(module_name(path) for path in MODULES if path.stem != "__main__")
     done = python("-c", f"import sys, {names}; print(sorted({{'ray', 'rfc3987_syntax', 'torch'}} & set(sys.modules)))")
     assert done.stdout.strip() == "['torch']"
 
@@ -173,4 +190,4 @@ def test_tests_that_share_what_is_costly_stay_in_one_process(request):
 
 def test_only_one_file_uses_a_private_name_of_flower():
     private = [path.name for path in MODULES if any(name.startswith("flwr.supercore") for name in imports(path))]
-    assert private == ["engines.py"]
+    assert private == ["in_process.py"]

@@ -46,9 +46,17 @@ def loss_function() -> torch.nn.Module:
     return DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
 
 
-def augment(images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Small turns, stretches and shifts of image and label together (*chosen*). No mirror image: situs is anatomy."""
-    return random_affine(images, labels, generator, degrees=10, scale=0.1, shift=0.05)
+def augment(
+    images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, data: PreparedSet, config: RunConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate (in the plane of the slices), scale and translate image and label together (*chosen*).
+
+    No mirror image: which side the heart is on is anatomy.
+    """
+    if config.augmentation == "none":
+        return images, labels
+    limits = {"degrees": 10, "scale": 0.1, "shift": 0.05}
+    return random_affine(images, labels, generator, **limits, spacing=data.spacing_mm, low=config.input_low)
 
 
 def training_metric(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 import fedlib.data.dataset
 from fedlib.config import UserError
-from fedlib.data.augment import random_affine
 from fedlib.data.dataset import batches, deal_groups, open_prepared, read_cases
 
 
@@ -229,41 +228,6 @@ def test_splits_hold_every_case_once(data):
     parts = [data.split(name) for name in ("train", "val", "test")]
     assert sorted(np.concatenate(parts)) == list(range(len(data.cases)))
     assert all(len(part) for part in parts)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def blob(*shape):
-    """A batch with a box off the centre, as image (-1 outside, 1 inside) and as label."""
-    label = torch.zeros(2, 1, *shape, dtype=torch.int64)
-    label[(..., *[slice(3, n // 2 + 2) for n in shape])] = 2
-    return label.float() - 1, label
-
-
-@pytest.mark.parametrize("shape", [(16, 16), (12, 16, 16)])
-def test_augmentation_moves_image_and_label_together(shape):
-    picture, label = blob(*shape)
-    moved, moved_label = random_affine(picture, label, generator(), degrees=20, scale=0.2, shift=0.1)
-    assert not torch.equal(label, moved_label)
-    assert set(moved_label.unique().tolist()) <= {0, 2}, "labels are not blended"
-    agree = ((moved > 0) == (moved_label == 2)).float().mean()
-    assert agree > 0.99
-    assert not torch.equal(moved_label[0], moved_label[1]), "every case is moved on its own"
-
-
-def test_augmentation_comes_from_the_generator_and_can_be_nothing():
-    picture, label = blob(16, 16)
-    torch.manual_seed(1)
-    one, _ = random_affine(picture, label, generator(5), 20, 0.2, 0.1)
-    torch.manual_seed(2)
-    two, _ = random_affine(picture, label, generator(5), 20, 0.2, 0.1)
-    assert torch.equal(one, two)
-    same, same_label = random_affine(picture, label, generator(), 0, 0, 0)
-    assert torch.allclose(same, picture, atol=1e-5)
-    assert torch.equal(same_label, label)
-    assert random_affine(picture, None, generator(), 5, 0, 0)[1] is None
 
 
 @pytest.mark.parametrize(

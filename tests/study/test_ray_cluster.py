@@ -12,7 +12,7 @@ from fedlib.study import ray_cluster as executors
 from fedlib.study import runner as study
 from fedlib.training.run_store import RunStore, remember_study
 from tests.helpers import commands, no_ray_is_left, python, until
-from tests.test_study import COMMAND, results, stop_in_the_middle
+from tests.study.test_runner import COMMAND, results, stop_in_the_middle
 
 ONE_CORE = os.environ | {"OMP_NUM_THREADS": "1"}
 
