@@ -2,13 +2,13 @@
 
 import sys
 from dataclasses import replace
-from enum import StrEnum
 from math import isfinite
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import click
 import typer
+from typer import Option
 
 from data_prep import sources
 from data_prep.cardiac import Settings
@@ -20,12 +20,11 @@ from fedlib.data.dataset import PreparedSet
 HELP = """Turn raw images into a prepared set that the study trains on.
 
 The set appears at --out whole or not at all: arrays, cases.csv (patients and duplicates within one split), qc.csv (what was
-rejected and why), duplicates.csv, manifest.json. Interrupted, the same command goes on; what did not change is not read
+rejected and why), duplicates.csv, manifest.json. Interrupted, the same command resumes; what did not change is not read
 again. Sources, licences, sizes and times: data_prep/README.md.
 
 Then: python -m fedlib study --task ... --data DIR
 """
-
 CARDIAC_HELP = {
     "mmwhs": "Cardiac volumes in pairs *_image.nii.gz and *_label.nii.gz, with label values for LV and myocardium.\n\n"
     "Thick slices (short-axis MRI, say): --modality mr --spacing 2.5,2.5,6 --size 64,64,16",
@@ -37,26 +36,135 @@ CARDIAC_HELP = {
 
 app = typer.Typer(help=HELP, add_completion=False, pretty_exceptions_enable=False)
 
+SplitBy = Literal["patient", "image"]
+OnBad = Literal["stop", "skip"]
+Input = Annotated[Path, Option("--input", help="Folder or zip with the raw images; a zip is not unpacked.")]
+Out = Annotated[Path, Option(help="Folder of the prepared set.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace or update the prepared set that is there.")]
+Bad = Annotated[OnBad, Option(help="At a case that cannot be used: stop, or skip it and list it in qc.csv.")]
+Seed = Annotated[int, Option(min=0, help="Seed of the splits and, for phantoms, of the images.")]
+Fractions = Annotated[str | None, Option(help="Percent of train, val and test, as in 80,10,10; without: 60,10,30.")]
+By = Annotated[SplitBy, Option(help="image: a patient and duplicates may be on both sides, and reports say so.")]
+Near = Annotated[int, Option("--near", min=0, max=64, help="Bits of 256 in which the hashes of near-duplicates may differ.")]
+Jobs = Annotated[int, Option(min=1, max=256, help="Cases read at a time.")]
+Raw = Annotated[Path | None, Option(help="Keep the raw files, in the layout of the real data, in this new folder.")]
+Side = Annotated[int, Option(min=16, max=4096, help="Side of a prepared image in pixels.")]
+Text = str | None
 
-class OnBad(StrEnum):
-    """What to do with a case that cannot be used."""
 
-    stop = "stop"
-    skip = "skip"
+@app.command("synthetic-cxr")
+def synthetic_cxr(
+    out: Out,
+    cases: Annotated[int, Option(min=20, help="Number of images, a quarter in each class.")] = 1000,
+    size: Side = 64,
+    seed: Seed = 0,
+    fractions: Fractions = None,
+    split_by: By = "patient",
+    keep_raw: Raw = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Chest X-ray phantoms in four categories, as PNGs in the folders of the COVID-19 Radiography Database."""
+    splitting = {"fractions": _fractions(fractions), "split_by": split_by}
+    _report(sources.prepare_synthetic("classification", out, cases, size, seed, keep_raw, overwrite, **splitting))
 
 
-class Modality(StrEnum):
-    """Decides the intensity window: Hounsfield units, or percentiles of each volume."""
+@app.command("synthetic-cardiac")
+def synthetic_cardiac(
+    out: Out,
+    cases: Annotated[int, Option(min=3, help="Number of volumes, one a patient.")] = 66,
+    size: Annotated[int, Option(min=16, help="Side of a prepared volume in voxels.")] = 40,
+    seed: Seed = 0,
+    fractions: Fractions = None,
+    split_by: By = "patient",
+    keep_raw: Raw = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Cardiac CT phantoms with LV and myocardium, as NIfTI pairs in the naming and label values of MM-WHS."""
+    splitting = {"fractions": _fractions(fractions), "split_by": split_by}
+    _report(sources.prepare_synthetic("segmentation", out, cases, size, seed, keep_raw, overwrite, **splitting))
 
-    ct = "ct"
-    mr = "mr"
+
+@app.command("class-folders")
+def class_folders(
+    source: Input,
+    out: Out,
+    size: Side = 224,
+    where: Annotated[Text, Option(help="Keep rows of manifest.csv with this value, as in mini=1.")] = None,
+    seed: Seed = 0,
+    fractions: Fractions = None,
+    split_by: By = "patient",
+    near_bits: Near = NEAR_BITS,
+    on_bad: Bad = "stop",
+    overwrite: Overwrite = False,
+    jobs: Jobs = CORES,
+) -> None:
+    """Images in one folder a class: <CLASS>/*.png or <CLASS>/images/*.png; PNG, JPEG or DICOM.
+
+    A manifest.csv beside the folders (file, class, and perhaps patient, dup_group, split) keeps patients and duplicates
+    within one split; without it a folder inside the class is a patient, and so is every image that lies in none.
+    """
+    _report(sources.prepare_class_folders(source, out, size, where, **_options(locals())))
 
 
-class Crop(StrEnum):
-    """Where the window is put."""
+@app.command("covid19-radiography")
+def covid19_radiography(
+    source: Input,
+    out: Out,
+    size: Side = 224,
+    subset: Annotated[bool, Option("--subset", help="Accept other counts than the published ones.")] = False,
+    seed: Seed = 0,
+    fractions: Fractions = None,
+    split_by: By = "patient",
+    near_bits: Near = NEAR_BITS,
+    on_bad: Bad = "stop",
+    overwrite: Overwrite = False,
+    jobs: Jobs = CORES,
+) -> None:
+    """The COVID-19 Radiography Database as Kaggle gives it: four classes, 21,165 PNGs, tables of where each came from."""
+    _report(sources.prepare_covid19_radiography(source, out, size, subset, **_options(locals())))
 
-    heart = "heart"
-    centre = "centre"
+
+def cardiac(
+    context: typer.Context,
+    source: Input,
+    out: Out,
+    spacing: Annotated[Text, Option(help="Voxel size in mm: right-left, front-back, feet-head.")] = None,
+    size: Annotated[Text, Option(help="Voxels of the window, along the same axes; multiples of 8.")] = None,
+    modality: Annotated[
+        Literal["ct", "mr"] | None, Option(help="ct: Hounsfield units; mr: percentiles of a volume.")
+    ] = None,
+    window: Annotated[Text, Option(help="Intensities that become black and white, as in -160,440.")] = None,
+    crop: Annotated[
+        Literal["heart", "centre"] | None, Option(help="The window lies around LV and Myo, or in the volume's middle.")
+    ] = None,
+    margin: Annotated[float | None, Option(min=0, help="With --crop heart: mm around both that must fit.")] = None,
+    max_loss: Annotated[float | None, Option(min=0, max=1, help="Share of its volume a structure may lose.")] = None,
+    lv: Annotated[Text, Option(help="Label value or name of the LV; commas merge several.")] = None,
+    myo: Annotated[Text, Option(help="Label value or name of the myocardium; the same.")] = None,
+    seed: Seed = 0,
+    fractions: Fractions = None,
+    split_by: By = "patient",
+    near_bits: Near = NEAR_BITS,
+    on_bad: Bad = "stop",
+    overwrite: Overwrite = False,
+    jobs: Jobs = CORES,
+) -> None:
+    """Prepare one of sources.CARDIAC: the command's own name is the source; what is not given is that source's default."""
+    options = _options(locals())
+    given = {
+        "spacing_mm": _numbers("--spacing", spacing, 3, positive=True),
+        "size": _numbers("--size", size, 3, positive=True, multiple=8),
+        "modality": modality,
+        "window": _numbers("--window", window, 2, rising=True),
+        "crop": crop,
+        "margin_mm": _finite("--margin", margin),
+        "max_loss": _finite("--max-loss", max_loss),
+        "lv": lv,
+        "myo": myo,
+    }
+    stated = {name: value for name, value in given.items() if value is not None}
+    settings = replace(sources.CARDIAC[context.info_name].DEFAULTS, **stated)
+    _report(sources.prepare_cardiac(context.info_name, source, out, settings, **options))
 
 
 def _defaults(settings: Settings) -> str:
@@ -67,128 +175,15 @@ def _defaults(settings: Settings) -> str:
     )
 
 
-Input = Annotated[Path, typer.Option("--input", help="Folder or zip with the raw images; a zip is not unpacked.")]
-Out = Annotated[Path, typer.Option(help="Folder of the prepared set.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace or update the prepared set that is there.")]
-Bad = Annotated[OnBad, typer.Option(help="At a case that cannot be used: stop, or skip it and list it in qc.csv.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the splits and, for phantoms, of the images.")]
-Near = Annotated[int, typer.Option(min=0, max=64, help="Bits of 256 in which the hashes of near-duplicates may differ.")]
-Jobs = Annotated[int, typer.Option(min=1, max=256, help="Cases read at a time.")]
-Raw = Annotated[Path | None, typer.Option(help="Keep the raw files, in the layout of the real data, in this new folder.")]
-Side = Annotated[int, typer.Option(min=16, max=4096, help="Side of a prepared image in pixels.")]
-
-
-@app.command("synthetic-cxr")
-def synthetic_cxr(
-    out: Out,
-    cases: Annotated[int, typer.Option(min=20, help="Number of images, a quarter in each class.")] = 1000,
-    size: Side = 64,
-    seed: Seed = 0,
-    keep_raw: Raw = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Chest X-ray phantoms in four categories, as PNGs in the folders of the COVID-19 Radiography Database."""
-    _tell(sources.prepare_synthetic("classification", out, cases, size, seed, keep_raw, overwrite))
-
-
-@app.command("synthetic-cardiac")
-def synthetic_cardiac(
-    out: Out,
-    cases: Annotated[int, typer.Option(min=3, help="Number of volumes, one a patient.")] = 66,
-    size: Annotated[int, typer.Option(min=16, help="Side of a prepared volume in voxels.")] = 40,
-    seed: Seed = 0,
-    keep_raw: Raw = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Cardiac CT phantoms with LV and myocardium, as NIfTI pairs in the naming and label values of MM-WHS."""
-    _tell(sources.prepare_synthetic("segmentation", out, cases, size, seed, keep_raw, overwrite))
-
-
-@app.command("class-folders")
-def class_folders(
-    source: Input,
-    out: Out,
-    size: Side = 224,
-    where: Annotated[str | None, typer.Option(help="Keep rows of manifest.csv with this value, as in mini=1.")] = None,
-    seed: Seed = 0,
-    near: Near = NEAR_BITS,
-    on_bad: Bad = OnBad.stop,
-    overwrite: Overwrite = False,
-    jobs: Jobs = CORES,
-) -> None:
-    """Images in one folder a class: <CLASS>/*.png or <CLASS>/images/*.png; PNG, JPEG or DICOM.
-
-    A manifest.csv beside the folders (file, class, and perhaps patient, dup_group, split) keeps patients and duplicates
-    within one split; without it a folder inside the class is a patient, and so is every image that lies in none.
-    """
-    options = _options(seed, near, on_bad, overwrite, jobs)
-    _tell(sources.prepare_class_folders(source, out, size, where, **options))
-
-
-@app.command("covid19-radiography")
-def covid19_radiography(
-    source: Input,
-    out: Out,
-    size: Side = 224,
-    subset: Annotated[bool, typer.Option("--subset", help="Accept other counts than the published ones.")] = False,
-    seed: Seed = 0,
-    near: Near = NEAR_BITS,
-    on_bad: Bad = OnBad.stop,
-    overwrite: Overwrite = False,
-    jobs: Jobs = CORES,
-) -> None:
-    """The COVID-19 Radiography Database as Kaggle gives it: four classes, 21,165 PNGs, tables of where each came from."""
-    options = _options(seed, near, on_bad, overwrite, jobs)
-    _tell(sources.prepare_covid19_radiography(source, out, size, subset, **options))
-
-
-def cardiac(
-    context: typer.Context,
-    source: Input,
-    out: Out,
-    spacing: Annotated[str | None, typer.Option(help="Voxel size in mm: right-left, front-back, feet-head.")] = None,
-    size: Annotated[str | None, typer.Option(help="Voxels of the window, along the same axes; multiples of 8.")] = None,
-    modality: Annotated[Modality | None, typer.Option(help="ct: Hounsfield units; mr: percentiles of a volume.")] = None,
-    window: Annotated[str | None, typer.Option(help="Intensities that become black and white, as in -160,440.")] = None,
-    crop: Annotated[Crop | None, typer.Option(help="The window lies around LV and Myo, or in the volume's middle.")] = None,
-    margin: Annotated[float | None, typer.Option(min=0, help="With --crop heart: mm around both that must fit.")] = None,
-    max_loss: Annotated[float | None, typer.Option(min=0, max=1, help="Share of its volume a structure may lose.")] = None,
-    lv: Annotated[str | None, typer.Option(help="Label value or name of the LV; commas merge several.")] = None,
-    myo: Annotated[str | None, typer.Option(help="Label value or name of the myocardium; the same.")] = None,
-    seed: Seed = 0,
-    near: Near = NEAR_BITS,
-    on_bad: Bad = OnBad.stop,
-    overwrite: Overwrite = False,
-    jobs: Jobs = CORES,
-) -> None:
-    """Prepare one of sources.CARDIAC: the command's own name says which; what is not given is that source's default."""
-    given = {
-        "spacing_mm": _numbers("--spacing", spacing, 3, positive=True),
-        "size": _numbers("--size", size, 3, positive=True, multiple=8),
-        "modality": modality and modality.value,
-        "window": _numbers("--window", window, 2, rising=True),
-        "crop": crop and crop.value,
-        "margin_mm": _finite("--margin", margin),
-        "max_loss": _finite("--max-loss", max_loss),
-        "lv": lv,
-        "myo": myo,
-    }
-    stated = {name: value for name, value in given.items() if value is not None}
-    settings = replace(sources.CARDIAC[context.info_name].DEFAULTS, **stated)
-    options = _options(seed, near, on_bad, overwrite, jobs)
-    _tell(sources.prepare_cardiac(context.info_name, source, out, settings, **options))
-
-
 for name, text in CARDIAC_HELP.items():
     app.command(name, help=f"{text}\n\n{_defaults(sources.CARDIAC[name].DEFAULTS)}")(cardiac)
 
 
 @app.command("download")
 def download(
-    source: str,
-    to: Annotated[Path, typer.Option(help="Folder to download into; what is there already is gone on with.")],
+    source: str, to: Annotated[Path, Option(help="Folder to download into; what an earlier call left there is resumed.")]
 ) -> None:
-    """Fetch a public source, or say the steps by hand where its owners ask for an agreement.
+    """Fetch a public source, or print the steps by hand where its owners ask for an agreement.
 
     SOURCE is covid19-radiography, totalsegmentator, mmwhs or msd.
     """
@@ -197,14 +192,23 @@ def download(
     typer.echo(f"next: python -m data_prep {source} --input {fetch(source, to)} --out DIR")
 
 
-def _options(seed: int, near: int, on_bad: OnBad, overwrite: bool, jobs: int) -> dict:
-    return {"seed": seed, "near_bits": near, "on_bad": on_bad.value, "overwrite": overwrite, "jobs": jobs}
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that every source of files has, out of all that were given."""
+    names = ("seed", "split_by", "near_bits", "on_bad", "overwrite", "jobs")
+    return {name: given[name] for name in names} | {"fractions": _fractions(given["fractions"])}
+
+
+def _fractions(text: str | None) -> tuple[float, ...] | None:
+    shares = _numbers("--fractions", text, 3, positive=True)
+    if shares and abs(sum(shares) - 100) > 1e-6:
+        raise UserError(f"--fractions {text}: the sum is {sum(shares):g}; expected 100, as in 80,10,10")
+    return shares and tuple(share / 100 for share in shares)
 
 
 def _numbers(
     option: str, text: str | None, count: int, positive: bool = False, multiple: int | None = None, rising: bool = False
 ) -> tuple[float, ...] | None:
-    """The numbers in a text such as `2,2,6`; whole ones with `multiple`; None if nothing was given."""
+    """Return the numbers in a text such as `2,2,6`; whole ones with `multiple`; None if nothing was given."""
     if text is None:
         return None
     try:
@@ -227,16 +231,22 @@ def _finite(option: str, value: float | None) -> float | None:
     return value
 
 
-def _tell(prepared: PreparedSet) -> None:
-    cases, counts = prepared.cases, prepared.manifest["counts"]
-    typer.echo(f"{prepared.manifest['title']}: {len(cases)} cases, {'x'.join(map(str, prepared.images.shape[1:]))}, uint8")
+def _report(prepared: PreparedSet) -> None:
+    cases, manifest = prepared.cases, prepared.manifest
+    typer.echo(f"{manifest['title']}: {len(cases)} cases, {'x'.join(map(str, prepared.images.shape[1:]))}, uint8")
     splits = cases.groupby(["label", "split"] if prepared.task == "classification" else ["split"]).size()
     typer.echo((splits.unstack(0) if prepared.task == "classification" else splits.to_frame("cases")).to_string())
     for structure in prepared.classes[1:] if prepared.task == "segmentation" else ():
         kept = cases[f"{structure}_ml_prepared"] / cases[f"{structure}_ml"]
         typer.echo(f"{structure}: {kept.median():.1%} of its volume kept (median; worst {kept.min():.1%})")
-    typer.echo(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()))
+    if manifest["splits"]["split_by"] == "image":
+        typer.echo("split by image: patients and duplicates may be on both sides")
+    if manifest["passed_over"]:
+        typer.echo(f"passed over: {', '.join(f'{n} {kind}' for kind, n in manifest['passed_over'].items())}")
+    typer.echo(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in manifest["counts"].items()))
     typer.echo(f"fingerprint {prepared.fingerprint[:12]}; written to {prepared.folder}")
+    for warning in manifest["warnings"]:
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def main() -> None:

@@ -5,13 +5,12 @@ A label of another patient is seen only where its shape or its affine differ fro
 """
 
 from dataclasses import asdict, dataclass
-from itertools import product
 from typing import Any, Literal
 
 import numpy as np
 
 from data_prep import nifti
-from data_prep.cases import Case, Loader
+from data_prep.cases import Case, Loader, choice
 from fedlib.config import UserError
 
 TASK = "segmentation"
@@ -25,6 +24,13 @@ MAX_VOXELS = 2**26
 """Of a volume at the prepared voxel size (*chosen*): resampling takes some 60 bytes for each, 4 GB in all."""
 SHIFT = 0.01
 """Voxels by which the corners of an image and its label may differ (*chosen*): rounding of headers, not another place."""
+WHOLE = 0.01
+"""Distance from a whole number that still is that label (*chosen*): the rounding of a scaled header."""
+MIN_GREYS = 8
+"""Grey values that a prepared image must span (*chosen*)."""
+SATURATED = 0.9
+"""Share of both structures that may not be all black or all white (*chosen*)."""
+OTHER_UNITS = "is an intercept missing, as of a CT stored with 1024 added, or is it MRI: --modality mr; or set --window"
 
 
 @dataclass(frozen=True)
@@ -32,47 +38,38 @@ class Settings:
     """How volumes become arrays of one shape; all *chosen*. Axes run to the right, to the front, and up."""
 
     spacing_mm: tuple[float, float, float] = (2.0, 2.0, 2.0)
-    """Size of a prepared voxel."""
     size: tuple[int, int, int] = (96, 96, 96)
-    """Voxels of the prepared window; what of it lies outside the volume is 0."""
     modality: Literal["ct", "mr"] = "ct"
-    """Decides the intensity window: HU_WINDOW, or PERCENTILES of each volume."""
     window: tuple[float, float] | None = None
-    """Intensities that become 0 and 255, instead of what the modality says."""
     crop: Literal["heart", "centre"] = "centre"
-    """Where the window lies: around the middle of the box around LV and Myo, or of the volume."""
     margin_mm: float = 10.0
-    """With crop "heart": the box with this margin on every side must fit into the window, else the case is refused."""
     max_loss: float = 0.2
-    """Share of its volume that a structure may lose by crop and resampling before the case is refused."""
     lv: str = "500"
-    """Label value of the LV blood pool, or names of mask files; commas between several, which are merged."""
     myo: str = "205"
-    """The same for the myocardium."""
 
 
 REASONS = {
     "spacing_mm": "one voxel size for all volumes, at which a heart fits into the memory of a small GPU",
     "size": "one shape for all volumes, in multiples of 8: the 3D U-Net halves a volume three times",
     "modality": "Hounsfield units mean the same in every CT; MRI has no unit, so percentiles of each volume",
-    "window": "replaces the modality's intensity window",
+    "window": "intensities that become 0 and 255; given, it replaces what the modality decides",
     "crop": "centre needs no label, as in clinical use; heart places the window by the label, for scans of the whole body",
     "margin_mm": "surroundings of the heart that the window must still show, with crop heart",
     "max_loss": "a structure that loses more of its volume is cut off or too thin for this voxel size",
-    "lv": "what the source calls the LV blood pool",
-    "myo": "what the source calls the myocardium of the LV",
+    "lv": "the source's label value, or names of mask files, of the LV blood pool; commas merge several",
+    "myo": "the same for the myocardium of the LV",
 }
+"""What each setting is for."""
 
 
 def choices(settings: Settings) -> list[dict[str, Any]]:
-    """What was chosen and why, for manifest.json: rows with setting, value, reason, label."""
+    """Return what was chosen and why, for manifest.json: rows with setting, value, reason, label."""
     rows = asdict(settings) | {"window": window_of(settings) or f"percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g}"}
-    fixed = {
-        "orientation": ("RAS", "axes run to the right, the front and up, whatever the order in the file"),
-        "interpolation": ("image linear, label nearest", "the label keeps its values, and its volumes in ml best"),
-    }
-    told = {setting: (value, REASONS[setting]) for setting, value in rows.items()} | fixed
-    return [{"setting": key, "value": value, "reason": why, "label": "chosen"} for key, (value, why) in told.items()]
+    return [
+        *(choice(setting, value, REASONS[setting]) for setting, value in rows.items()),
+        choice("orientation", "RAS", "axes run to the right, the front and up, whatever the order in the file"),
+        choice("interpolation", "image linear, label nearest", "the label keeps its values, and its volumes in ml best"),
+    ]
 
 
 def window_of(settings: Settings) -> tuple[float, float] | None:
@@ -86,7 +83,7 @@ def parts(text: str) -> list[str]:
 
 
 def loader(settings: Settings) -> Loader:
-    """A loader for `prepare`: uint8 image (1, X, Y, Z) and label (X, Y, Z) with 0 background, 1 LV, 2 Myo, in RAS axes.
+    """Return a loader: uint8 image (1, X, Y, Z) and label (X, Y, Z) with 0 background, 1 LV, 2 Myo, in RAS axes.
 
     In `lv` and `myo` a number is a value in the one label volume of a case, a name is a mask file of that name.
     Raises UserError when `lv` or `myo` is empty, when both name the same, or when the window has more than MAX_VOXELS; the
@@ -99,10 +96,10 @@ def loader(settings: Settings) -> Loader:
         raise UserError(f"--size {','.join(map(str, settings.size))}: {voxels} voxels; expected at most {MAX_VOXELS}")
 
     def load(case: Case, contents: list[bytes]) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-        label, places = _read_label(case, contents[1:], named)
+        label, volumes = _read_label(case, contents[1:], named)
         image = nifti.read(case.image, contents[0])
-        _check_pair(image, places)
-        stored, affine = nifti.to_ras(image.flat.reshape(image.shape, order="F"), image.affine)
+        _check_pair(image, volumes)
+        stored, affine = nifti.to_ras(image.stored, image.affine)
         label, _ = nifti.to_ras(label, image.affine)
         box, columns = _measured(label, nifti.spacing(affine))
         part = _around_heart(case, box, affine, settings) if settings.crop == "heart" else ...
@@ -115,16 +112,21 @@ def loader(settings: Settings) -> Loader:
             columns[f"{structure}_ml_prepared"] = round(ml, 2)
         resampled = resampling.at_spacing(image.scaled(stored[part]), affine, settings.spacing_mm, "bilinear")
         low, high = window_of(settings) or resampling.percentiles(resampled, PERCENTILES)
-        grey = resampling.in_window(resampled, low, high)
-        if grey.min() == grey.max():
-            raise UserError(f"{case.image}: one grey value between {low:g} and {high:g}; expected an image")
-        return np.rint(resampling.to_size(grey, settings.size)).astype(np.uint8)[None], prepared, columns
+        windowed = resampling.in_window(resampled, low, high)
+        if windowed.max() - windowed.min() < MIN_GREYS:
+            raise UserError(f"{case.image}: one grey value between {low:g} and {high:g}; expected an image ({OTHER_UNITS})")
+        grey = np.rint(resampling.to_size(windowed, settings.size)).astype(np.uint8)
+        _check_contrast(case, grey, prepared, f"between {low:g} and {high:g}")
+        columns["note"] = image.note or next((volume.note for volume in volumes if volume.note), "")
+        if settings.modality == "ct" and not settings.window and not columns["note"] and resampled.min() >= 0:
+            columns["note"] = f"no value below 0, and air is -1000 in Hounsfield units; {OTHER_UNITS}"
+        return grey[None], prepared, columns
 
     return load
 
 
 def _named(settings: Settings) -> list[list[str]]:
-    """Values or names of LV and of Myo."""
+    """Return the values or names of LV and of Myo."""
     lv, myo = parts(settings.lv), parts(settings.myo)
     if not lv or not myo or set(lv) & set(myo) or len({part.isdecimal() for part in lv + myo}) > 1:
         given = f"lv {settings.lv!r}, myo {settings.myo!r}"
@@ -132,12 +134,8 @@ def _named(settings: Settings) -> list[list[str]]:
     return [lv, myo]
 
 
-Place = tuple[str, tuple[int, int, int], np.ndarray]
-"""Name, shape and affine of a label volume."""
-
-
-def _read_label(case: Case, contents: list[bytes], named: list[list[str]]) -> tuple[np.ndarray, list[Place]]:
-    """Label (X, Y, Z) uint8 in the order of the file's axes, 0 background, 1 LV, 2 Myo, and what it was read from.
+def _read_label(case: Case, contents: list[bytes], named: list[list[str]]) -> tuple[np.ndarray, list[nifti.Volume]]:
+    """Return the label (X, Y, Z) uint8 in the order of the file's axes, 0 background, 1 LV, 2 Myo, and its volumes.
 
     Raises UserError when files are missing, unreadable or of different shapes, or a structure is missing.
     """
@@ -148,62 +146,71 @@ def _read_label(case: Case, contents: list[bytes], named: list[list[str]]) -> tu
         raise UserError(
             f"{case.image}: an image without its label; expected {', '.join(lacking) or 'a label volume'} beside it"
         )
-    mapped, places = np.zeros(0, np.uint8), []
-    for name, content in zip(case.label_files, contents, strict=True):
-        volume = nifti.read(name, content)
-        if not places:
-            mapped = np.zeros(volume.flat.shape, np.uint8)
-        elif volume.shape != places[0][1]:
-            raise UserError(f"{name}: shape {volume.shape}; expected {places[0][1]}, that of {places[0][0]}")
-        places.append((name, volume.shape, volume.affine))
+    volumes = [nifti.read(name, content) for name, content in zip(case.label_files, contents, strict=True)]
+    mapped = np.zeros(volumes[0].shape, np.uint8, order="F")
+    for volume in volumes:
+        if volume.shape != mapped.shape:
+            raise UserError(f"{volume.name}: shape {volume.shape}; expected {mapped.shape}, that of {volumes[0].name}")
         for number, (structure, wanted) in enumerate(zip(CLASSES[1:], named, strict=True), 1):
-            if by_value or nifti.stem(name) in wanted:
+            if by_value or nifti.stem(volume.name) in wanted:
                 _mark(mapped, volume, number, structure, [int(value) for value in wanted] if by_value else [])
     if mapped.max() > 2:
         shared = np.count_nonzero(mapped == 3)
-        raise UserError(f"{places[0][0]}: LV and Myo share {shared} voxels with {places[-1][0]}; expected structures apart")
-    return mapped.reshape(places[0][1], order="F"), places
+        raise UserError(
+            f"{volumes[0].name}: LV and Myo share {shared} voxels with {volumes[-1].name}; expected structures apart"
+        )
+    return mapped, volumes
 
 
 def _mark(mapped: np.ndarray, volume: nifti.Volume, number: int, structure: str, values: list[int]) -> None:
     """Set the bit of a structure where `volume` has one of `values`; without values, where it is not 0."""
     some = False
-    for where, chunk in volume.chunks():
-        if chunk.dtype.kind == "f" and not (np.rint(chunk) == chunk).all():
-            raise UserError(f"{volume.name}: has values that are no whole numbers; expected a label")
-        found = np.logical_or.reduce([chunk == value for value in values]) if values else chunk != 0
-        mapped[where] |= found.view(np.uint8) << (number - 1)
-        some = some or bool(found.any())
+    for z, found in volume.slices():
+        whole = np.rint(found)
+        if found.dtype.kind == "f" and not (np.abs(found - whole) <= WHOLE).all():
+            odd = _listed(sorted(set(found[~(np.abs(found - whole) <= WHOLE)].tolist()))[:3])
+            raise UserError(f"{volume.name}: has values that are no whole numbers ({odd}); expected a label")
+        marked = np.isin(whole, values) if values else whole != 0
+        mapped[:, :, z] |= marked.view(np.uint8) << (number - 1)
+        some = some or bool(marked.any())
     if not some:
-        has = f"; it has the values {_values(volume)}" if values else ""
+        has = f"; it has the values {_listed(_values(volume))}" if values else ""
         raise UserError(f"{volume.name}: no voxel of {structure}{f' ({_listed(values)})' if values else ''}{has}")
 
 
-def _values(volume: nifti.Volume, most: int = 12) -> str:
+def _values(volume: nifti.Volume, most: int = 12) -> list[float]:
     found: set[float] = set()
-    for _, chunk in volume.chunks():
-        found |= set(np.unique(chunk).tolist())
+    for _, values in volume.slices():
+        found |= set(np.unique(values).tolist())
         if len(found) > most:
             break
-    return _listed(sorted(found)[:most])
+    return sorted(found)[:most]
 
 
 def _listed(values: list) -> str:
-    return ", ".join(f"{value:g}" for value in values)
+    return ", ".join(f"{value:.7g}" for value in values)
 
 
-def _check_pair(image: nifti.Volume, places: list[Place]) -> None:
-    corners = np.array(list(product(*[(0, n - 1) for n in image.shape], (1,)))).T  # (4, 8)
-    for name, shape, affine in places:
-        if shape != image.shape:
-            raise UserError(f"{name}: shape {shape}; expected {image.shape}, that of {image.name}")
-        apart = np.abs(np.linalg.solve(image.affine, affine) @ corners - corners).max()
+def _check_pair(image: nifti.Volume, labels: list[nifti.Volume]) -> None:
+    for label in labels:
+        if label.shape != image.shape:
+            raise UserError(f"{label.name}: shape {label.shape}; expected {image.shape}, that of {image.name}")
+        apart = nifti.voxels_apart(image.affine, label.affine, image.shape)
         if apart > SHIFT:
-            raise UserError(f"{name}: lies {apart:.3g} voxels off {image.name} by its affine; expected at most {SHIFT}")
-    for _, chunk in image.chunks() if image.flat.dtype.kind == "f" or image.slope != 1 or image.inter != 0 else ():
+            raise UserError(
+                f"{label.name}: lies {apart:.3g} voxels off {image.name} by its affine; expected at most {SHIFT}"
+            )
+    for _, values in image.slices() if image.stored.dtype.kind == "f" or (image.slope, image.inter) != (1, 0) else ():
         # As float32 they would become infinite, too.
-        if not (np.abs(chunk) <= np.finfo(np.float32).max).all():
+        if not (np.abs(values) <= np.finfo(np.float32).max).all():
             raise UserError(f"{image.name}: has voxels that are not finite (NaN or infinite); expected numbers")
+
+
+def _check_contrast(case: Case, grey: np.ndarray, label: np.ndarray, window: str) -> None:
+    """Refuse a window in which LV and Myo are both black or both white: over the whole volume it may look fine."""
+    for value, colour in ((0, "black"), (255, "white")):
+        if all((grey[label == number] == value).mean() >= SATURATED for number in (1, 2)):
+            raise UserError(f"{case.image}: LV and Myo are both {colour} {window}; expected a difference ({OTHER_UNITS})")
 
 
 def _measured(label: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:

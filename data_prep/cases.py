@@ -1,4 +1,4 @@
-"""What an adapter says of its source: the cases it found, and how one of them is turned into arrays."""
+"""What an adapter finds in its source: the cases, and how one of them is turned into arrays."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,9 +21,9 @@ class Case:
     dup_group: str = ""
     """Cases with the same text here are duplicates of each other; empty: none known."""
     split: str = ""
-    """train, val or test where the source states it; empty: dealt by us."""
+    """train, val or test where the source states it; empty: to be assigned."""
     columns: dict[str, Any] = field(default_factory=dict)
-    """What else the source says of the case; kept in cases.csv."""
+    """What else the source states about the case; kept in cases.csv."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -32,8 +32,14 @@ class Case:
 
 
 Loaded = tuple[np.ndarray, np.ndarray | int, dict[str, Any]]
-"""uint8 image (1, ...), class index or uint8 label volume (...), and more columns for cases.csv."""
+"""uint8 image (1, ...), class index or uint8 label volume (...), and more columns for cases.csv. Text in the column `note`
+is not kept there: it becomes a warning."""
 
 Loader = Callable[[Case, list[bytes]], Loaded]
 """Turns the content of `case.files`, in that order, into arrays. Raises UserError, in one line that begins with the name of
 the file at fault (`ill/ill-3.png: ...`) and says what was expected; the pipeline puts folder or zip before it."""
+
+
+def choice(setting: str, value: Any, reason: str) -> dict[str, Any]:
+    """Return a row of the manifest's `choices`: what was chosen, and why."""
+    return {"setting": setting, "value": value, "reason": reason, "label": "chosen"}

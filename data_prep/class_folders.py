@@ -3,11 +3,12 @@
 <CLASS>/ill-1.png   <CLASS>/images/ill-1.png   <CLASS>/<patient>/.../view-1.dcm      PNG, JPEG, DICOM
 manifest.csv        optional: file, class, patient, dup_group, split, and any other columns, which are kept
 
-A folder `images` is passed through, `mask` and `masks` are left alone, and so are files of other kinds. Suffixes are taken
-in upper and lower case; a file without any counts as DICOM. With a manifest only the listed files are taken.
+A folder `images` is passed through, `mask` and `masks` are left alone, and so are texts and tables. Every other file counts
+as an image, whatever its name: the loader looks at its content. With a manifest only the listed files are taken.
 """
 
-from io import StringIO
+import re
+from difflib import get_close_matches
 from pathlib import PurePosixPath
 from typing import Any
 from unicodedata import normalize
@@ -15,17 +16,47 @@ from unicodedata import normalize
 import numpy as np
 import pandas as pd
 
-from data_prep.cases import Case, Loaded, Loader
-from data_prep.files import Files
-from data_prep.radiographs import PERCENTILES, header_columns, read_grey, squared
+from data_prep.cases import Case, Loaded, Loader, choice
+from data_prep.files import Files, cleaned, read_table
+from data_prep.radiographs import PERCENTILES, header_columns, kind_of, read_grey, squared
 from fedlib.config import UserError
 from fedlib.data.dataset import SPLITS
 
 TASK = "classification"
-SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
+"""Left out of the names of cases."""
+TEXTS = {
+    ".txt",
+    ".csv",
+    ".tsv",
+    ".xlsx",
+    ".xls",
+    ".ods",
+    ".json",
+    ".xml",
+    ".md",
+    ".rtf",
+    ".htm",
+    ".html",
+    ".pdf",
+    ".doc",
+    ".docx",
+}
+"""Not taken for images, unless their content is one."""
 NO_IMAGES = {"DICOMDIR", "LICENSE", "README", "VERSION"}
-"""Files without a suffix that are no images."""
+SPLITTING = r"(train|training|trn|val|valid|validation|dev|test|testing|tst|holdout|folds?)"
+PARTS = rf"({SPLITTING}|sets?|data|images?|imgs?|parts?|batch|subset|split|folder|files|png|jpe?g|dicom|dcm)"
+"""Words that, with numbers, name neither a class nor a patient."""
 KNOWN = ("file", "class", "patient", "dup_group", "split")
+ALIKE = {
+    "file": r"(image|picture|img)?(file|path|image|img)(name|path)?s?",
+    "class": r"(labels?|diagnos[ie]s|findings?|category|disease|classes|classname|target)",
+    "patient": r"(id)?(patient(en|in)?|pat|subject|subj|person|participant|proband|mrn|pid)s?"
+    r"(id|no|nr|num|number|code|key|uid|name|identifier|pseudonym)?s?",
+    "dup_group": r"(near)?dup(licate|e)?s?(group|set|cluster|of)?(id|s)?",
+    "split": r"(data(set)?)?(split|subset|set|fold|partition)s?(name|no)?",
+}
+"""Spellings (letters only) that ask for a known column; a table without it is refused, with the question."""
 RESERVED = {"case", "label"}
 """Columns that cases.csv fills itself."""
 
@@ -35,7 +66,8 @@ def find_cases(files: Files, where: str | None = None) -> list[Case]:
 
     `where`, as in `mini=1`, keeps the rows of manifest.csv with that value. Without a manifest the first folder inside the
     class is the patient, and images that lie in no such folder are patients of their own (`patient` equals `case`).
-    Raises UserError when there are fewer than two classes, or the manifest cannot be used or lists a file that is not there.
+    Raises UserError when there are fewer than two classes, when a folder may be a class or something else, or when the
+    manifest cannot be used or lists a file that is not there.
     """
     beside = [*files.stamps, *files.unsafe]
     manifest = next((name for name in beside if name.lower() == "manifest.csv"), None)
@@ -45,21 +77,23 @@ def find_cases(files: Files, where: str | None = None) -> list[Case]:
         raise UserError(f"--where {where}: needs {files.where('manifest.csv')}, which does not exist")
     else:
         cases = _from_folders(files)
-    classes = class_names(cases)
+    classes, top = class_names(cases), files.where("").rstrip(":/")
     if len(classes) < 2:
         found = f" ({classes[0]})" if classes else ""
-        top = files.where("").rstrip(":/")
         raise UserError(f"--input {top}: {len(classes)} class folders with images{found}, expected at least 2")
+    alike = pd.Series(classes, [re.sub(r"[\W_]", "", normalize("NFKC", name).casefold()) for name in classes])
+    if len(twins := alike[alike.index.duplicated(keep=False) & (alike.index != "")].sort_index()):
+        raise UserError(f"--input {top}: classes {twins.iloc[0]!r} and {twins.iloc[1]!r} look alike; expected one spelling")
     return cases
 
 
 def class_names(cases: list[Case]) -> list[str]:
-    """Names of the classes, sorted: their order is that of the class indices."""
+    """Return the names of the classes, sorted: their order is that of the class indices."""
     return sorted({case.label for case in cases})
 
 
 def loader(cases: list[Case], size: int) -> Loader:
-    """A loader: uint8 images (1, size, size), the index of the class among the sorted names, and columns.
+    """Return a loader: uint8 images (1, size, size), the index of the class among the sorted names, and columns.
 
     Those are the `shape` in pixels and, as far as a DICOM header states them, age, sex, view, manufacturer and patient (only
     the loader sees headers: finding cases reads no images). The pipeline takes `patient` where neither manifest nor folder
@@ -69,75 +103,109 @@ def loader(cases: list[Case], size: int) -> Loader:
 
     def load(case: Case, contents: list[bytes]) -> Loaded:
         columns = header_columns(case.image, contents[0])
-        grey = read_grey(case.image, contents[0])
+        grey, aspect = read_grey(case.image, contents[0])
         columns["shape"] = f"{grey.width}x{grey.height}"
-        return squared(grey, size)[np.newaxis], index[case.label], columns
+        return squared(grey, size, aspect)[np.newaxis], index[case.label], columns
 
     return load
 
 
 def choices(size: int) -> list[dict[str, Any]]:
-    """What was chosen and why, for manifest.json: rows with setting, value, reason, label."""
+    """Return what was chosen and why, for manifest.json: rows with setting, value, reason, label."""
     percentiles = f"percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g}"
-    told = {
-        "size": (size, "pixels a side; 224 is the size most classifiers of the literature were made for"),
-        "shape": ("padded to a square with black", "nothing is cut off, and nothing is stretched"),
-        "interpolation": ("bilinear, smoothed before it shrinks", "fine lines fade and leave no false patterns"),
-        "grey values": (
+    return [
+        choice("size", size, "pixels a side; 224 is the size most classifiers of the literature were made for"),
+        choice("shape", "padded to a square with black", "nothing is cut off, and nothing is stretched"),
+        choice("interpolation", "bilinear, smoothed before it shrinks", "fine lines fade and leave no false patterns"),
+        choice(
+            "grey values",
             f"the header's window, else {percentiles}",
             "of more than 8 bits; 12 bits stored in 16 stay visible",
         ),
-    }
-    return [{"setting": key, "value": value, "reason": why, "label": "chosen"} for key, (value, why) in told.items()]
+    ]
+
+
+def is_image(files: Files, name: str) -> bool:
+    """Tell whether a file has to be taken or refused as an image, rather than passed over."""
+    path = PurePosixPath(name)
+    if path.name.upper() in NO_IMAGES:
+        return False
+    try:
+        return path.suffix.lower() not in TEXTS or kind_of(files.read(name, 132)) != ""
+    except UserError:  # a text that cannot be read
+        return False
 
 
 def _from_folders(files: Files) -> list[Case]:
+    found: dict[str, list[str]] = {}
+    for name in files.stamps:
+        *folders, _ = (part for part in name.split("/") if part.lower() != "images")
+        if not any(part.lower() in {"mask", "masks"} for part in folders) and is_image(files, name):
+            if folders:
+                found[name] = [cleaned(part) for part in folders]
+            else:
+                files.unsafe[name] = "an image in no class folder; expected it in one"
+    _check_levels(files, found)
     cases = []
-    for name in filter(_is_image, files.stamps):
-        *folders, file = (part for part in name.split("/") if part.lower() != "images")
-        if not folders or any(part.lower() in {"mask", "masks"} for part in folders):
-            continue
-        if folders[0].lower() in SPLITS:
-            raise UserError(
-                f"{files.where(name)}: a split where a class is expected; "
-                "expected one folder a class, or a manifest.csv with file, class, split"
-            )
-        case = "/".join([*folders, _stem(file)])
+    for name, folders in found.items():
+        case = "/".join([*folders, cleaned(_stem(name.rsplit("/", 1)[-1]))])
         cases.append(Case(case, patient=folders[1] if len(folders) > 1 else case, image=name, label=folders[0]))
     return cases
 
 
-def _is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES or (not path.suffix and path.name.upper() not in NO_IMAGES)
+def _check_levels(files: Files, found: dict[str, list[str]]) -> None:
+    """Refuse folders that may be something else than a class, or a patient inside a class: nobody can say which."""
+    expected = "expected one folder a class, or a manifest.csv with file, class, patient, split"
+    for folders in dict.fromkeys(map(tuple, found.values())):
+        for level, folder in enumerate(folders):
+            if not _rest(folder, PARTS if level < 2 else SPLITTING):
+                meant = "a class" if level == 0 else "a patient"
+                path = files.where("/".join(folders[: level + 1]) + "/")
+                raise UserError(f"{path}: looks like a part or a split where {meant} is expected; {expected}")
+    classes, parts = {folders[0] for folders in found.values()}, {}
+    for name in sorted(classes, key=lambda name: len(_rest(name, "(?!)"))):
+        rest = _rest(name, SPLITTING)
+        if (other := parts.setdefault(rest, name)) != name and rest != _rest(name, "(?!)"):
+            raise UserError(f"{files.where('')}: {other} and {name} look like a split of one class; {expected}")
+    inner = {name: {folders[1] for folders in found.values() if folders[0] == name and len(folders) > 1} for name in classes}
+    mixed = {folders[0] for folders in found.values() if len(folders) == 1}  # with images beside the inner folders
+    counted = pd.Series([folder for name in sorted(classes - mixed) for folder in inner[name]], dtype=object).value_counts()
+    shared = sorted(counted.index[counted > 1])
+    if len(shared) > len(counted) / 2:
+        shown = ", ".join(shared[:3])
+        raise UserError(f"{files.where('')}: {shown} lie in several folders, so either may be the class; {expected}")
+
+
+def _rest(folder: str, words: str) -> str:
+    """Return a folder's name without `words` and, where it has one of them, without numbers."""
+    parts = [part.lower() for part in re.findall(r"\d+|[A-Z]*[^\W\d_A-Z]+|[A-Z]+", folder)]
+    kept = [part for part in parts if not re.fullmatch(rf"{words}(set|data)?", part)]
+    return " ".join(part for part in kept if len(kept) == len(parts) or not part.isdigit()) if parts else folder
 
 
 def _stem(name: str) -> str:
-    """Without the suffix, if it is one of ours: `1.2.840.15` is a whole name."""
+    """Return the name without the suffix, if it is one of ours: `1.2.840.15` is a whole name."""
     path = PurePosixPath(name)
     return str(path.with_suffix("")) if path.suffix.lower() in SUFFIXES else name
 
 
 def _from_manifest(files: Files, manifest: str, where: str | None) -> list[Case]:
-    table = _table(files, manifest)
+    table, of = _table(files, manifest), files.where(manifest)
     if where is not None:
-        column, _, value = where.partition("=")
+        column, _, value = map(cleaned, where.partition("="))
         if column not in table.columns:
-            raise UserError(
-                f"--where {where}: no column {column!r} in {files.where(manifest)}; "
-                f"expected one of {', '.join(table.columns)}"
-            )
+            raise UserError(f"--where {where}: no column {column!r} in {of}; expected one of {', '.join(table.columns)}")
         table = table[table[column] == value]
         if table.empty:
-            raise UserError(f"--where {where}: no such row in {files.where(manifest)}; expected at least one")
-    table = table.assign(file=_matched(files, manifest, list(table["file"])))
+            raise UserError(f"--where {where}: no such row in {of}; expected at least one")
+    table = table.assign(file=_matched(files, of, list(table["file"])))
     cases = []
     for row in table.to_dict("records"):
-        image, name = row["file"], _stem(row["file"])
+        image, name = row["file"], cleaned(_stem(row["file"]))
         if not row["class"]:
-            raise UserError(f"{files.where(manifest)}: no class for {image}; expected a name")
+            raise UserError(f"{of}: no class for {image}; expected a name")
         if (split := row.get("split", "")) not in ("", *SPLITS):
-            raise UserError(f"{files.where(manifest)}: split {split!r} for {image}; expected {', '.join(SPLITS)} or nothing")
+            raise UserError(f"{of}: split {split!r} for {image}; expected {', '.join(SPLITS)} or nothing")
         more = {column: value for column, value in row.items() if column not in KNOWN}
         patient, dup_group = row.get("patient") or name, row.get("dup_group", "")
         cases.append(Case(name, patient, image, row["class"], dup_group=dup_group, split=split, columns=more))
@@ -145,27 +213,32 @@ def _from_manifest(files: Files, manifest: str, where: str | None) -> list[Case]
 
 
 def _table(files: Files, manifest: str) -> pd.DataFrame:
-    """The manifest as text: UTF-8 with or without a mark at its start, separated by commas or semicolons.
-
-    Blanks around a value do not count: `ill ` would be a class of its own. They stay in the names of files.
-    """
+    """Return the manifest as cleaned text, its known columns by their names. Names of files stay as they are."""
     where, expected = files.where(manifest), "expected columns file, class[, patient, dup_group, split]"
-    content = _content(files, manifest)
+    if reason := files.unsafe.get(manifest):
+        raise UserError(f"{where}: {reason}")
+    content = files.read(manifest)
     head = content.split(b"\n", 1)[0]
-    separator = ";" if b";" in head and b"," not in head else ","
     try:
-        text = content.decode("utf-8-sig")
-        table = pd.read_csv(StringIO(text), sep=separator, dtype=str, keep_default_na=False)
-    except ValueError as error:  # pandas' own kinds: no columns, ragged rows, not text
-        raise UserError(f"{where}: not a table ({' '.join(str(error).split())}); {expected}, in UTF-8") from None
-    table.columns = table.columns.str.strip()
+        table = read_table(content, ";" if b";" in head and b"," not in head else ",")
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; {expected}") from None
+    letters = {column: re.sub(r"[\W\d_]", "", column.casefold()) for column in table.columns}
+    known = {name.replace("_", ""): name for name in KNOWN}
+    table = table.rename(columns={column: known[key] for column, key in letters.items() if key in known})
     if table.columns.has_duplicates:
         raise UserError(f"{where}: column {table.columns[table.columns.duplicated()][0]} twice; {expected}")
-    table = table.apply(lambda column: column if column.name == "file" else column.str.strip())
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much for row names
-        raise UserError(f"{where}: its rows have more fields than it has columns; {expected}")
-    if missing := {"file", "class"} - set(table.columns):
-        raise UserError(f"{where}: no column {', '.join(sorted(missing))}; {expected}")
+    for name in KNOWN:
+        if name in table:
+            continue
+        close = get_close_matches(name.replace("_", ""), [key for key in letters.values() if key not in known], 1, 0.85)
+        meant = [column for column, key in letters.items() if re.fullmatch(ALIKE[name], key) or key in close]
+        if name in ("file", "class"):
+            hint = f" (do you mean column {meant[0]}? rename it)" if meant else ""
+            missing = [name for name in ("class", "file") if name not in table]
+            raise UserError(f"{where}: no column {', '.join(missing)}{hint}; {expected}")
+        if meant:
+            raise UserError(f"{where}: column {meant[0]}: did you mean {name}? rename it so, or to what it is")
     if taken := RESERVED & set(table.columns):
         raise UserError(f"{where}: column {', '.join(sorted(taken))} is one that cases.csv fills itself; rename it")
     if table.empty:
@@ -173,29 +246,22 @@ def _table(files: Files, manifest: str) -> pd.DataFrame:
     return table
 
 
-def _content(files: Files, name: str) -> bytes:
-    if reason := files.unsafe.get(name):
-        raise UserError(f"{files.where(name)}: {reason}")
-    return files.read(name)
-
-
-def _matched(files: Files, manifest: str, listed: list[str]) -> list[str]:
-    """The names in `files` of the listed ones, which may spell their umlauts another way (macOS does in its zips)."""
+def _matched(files: Files, where: str, listed: list[str]) -> list[str]:
+    """Return the names in `files` of the listed ones, which may be in another Unicode form (macOS writes its own)."""
     known = {normalize("NFC", name): name for name in files.stamps}
     found, missing = {}, []
     for file in listed:
         if "\\" in file:
-            raise UserError(f"{files.where(manifest)}: lists {file}; expected / between folders")
+            raise UserError(f"{where}: lists {file}; expected / between folders")
         name = normalize("NFC", str(PurePosixPath(file)))
         if reason := files.unsafe.get(name):
-            raise UserError(f"{files.where(manifest)}: lists {file}: {reason}")
+            raise UserError(f"{where}: lists {file}: {reason}")
         if name in found:
-            raise UserError(f"{files.where(manifest)}: lists {file} twice; expected a row an image")
+            raise UserError(f"{where}: lists {file} twice; expected a row an image")
         found[name] = known.get(name)
         if not found[name]:
             missing.append(file)
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        are = "do" if more else "does"
-        raise UserError(f"{files.where(manifest)}: lists {missing[0]}{more}, which {are} not exist")
+        more = f" and {len(missing) - 1} more, which do" if len(missing) > 1 else ", which does"
+        raise UserError(f"{where}: lists {missing[0]}{more} not exist")
     return list(found.values())

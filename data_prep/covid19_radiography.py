@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 
 from data_prep.cases import Case
-from data_prep.class_folders import class_names, loader
+from data_prep.class_folders import class_names, is_image, loader
 from data_prep.files import Files
 from fedlib.config import UserError
 
@@ -50,14 +50,12 @@ def find_cases(files: Files, subset: bool = False) -> list[Case]:
 
 
 def _images(files: Files, label: str) -> list[str]:
-    folder = f"{label}/images/"
-    return [
-        name for name in files.stamps if name.startswith(folder) and name.lower().endswith(".png") and name.count("/") == 2
-    ]
+    names = [name for name in files.stamps if name.startswith(f"{label}/images/") and name.count("/") == 2]
+    return [name for name in names if is_image(files, name)]
 
 
 def _sources(files: Files, name: str) -> dict[str, str]:
-    """Site of each image by its name in lower case: the tables spell `NORMAL-1` what is `Normal-1.png`."""
+    """Return the site of each image by its name in lower case: the tables spell `NORMAL-1` what is `Normal-1.png`."""
     if name not in files.stamps:
         return {}
     content = files.read(name)
@@ -71,7 +69,7 @@ def _sources(files: Files, name: str) -> dict[str, str]:
 
 
 def _site(url: str) -> str:
-    """`https://www.kaggle.com/someone/set` is `kaggle.com/someone`, `https://sirm.org/covid-19/` is `sirm.org`."""
+    """Return `kaggle.com/someone` for `https://www.kaggle.com/someone/set`, `sirm.org` for `https://sirm.org/covid-19/`."""
     try:
         parts = urlsplit(url.strip())
     except ValueError:  # no URL

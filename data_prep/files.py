@@ -9,7 +9,12 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+from unicodedata import category, normalize
+
+import pandas as pd
 
 from fedlib.config import UserError
 from fedlib.data.dataset import ARRAYS
@@ -18,7 +23,7 @@ MAX_BYTES = 4 * 2**30
 """No image or volume is larger; what claims to be would only fill the memory (a zip bomb)."""
 IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 """What operating systems leave behind; so are names that begin with a dot."""
-DAMAGED = (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, struct.error)
+DAMAGED = (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, struct.error, zlib.error, EOFError)
 """What zipfile raises."""
 
 
@@ -36,27 +41,33 @@ class Files:
     """Names that are not read, with the reason: links and paths that lead out, pipes, names that are no text."""
 
     def where(self, name: str) -> str:
-        """How messages name a file."""
-        separator = ":" if self.archive else "/"
-        return f"{self.source}{separator}{self.prefix}{name}"
+        """Return how messages name a file."""
+        return f"{self.source}{':' if self.archive else '/'}{self.prefix}{name}"
 
-    def read(self, name: str) -> bytes:
-        """The content of a file. Raises UserError (`name: ...`) when it is missing, damaged or larger than MAX_BYTES."""
-        if self.stamps[name][0] > MAX_BYTES:
-            raise UserError(f"{name}: {self.stamps[name][0]} bytes, expected at most {MAX_BYTES}")
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """Return the content of a file, or its first `most` bytes.
+
+        Raises UserError (`name: ...`) when it is missing, damaged or larger than MAX_BYTES.
+        """
+        size = self.stamps[name][0]
+        if size > MAX_BYTES and most is None:
+            raise UserError(f"{name}: {size} bytes, expected at most {MAX_BYTES}")
         try:
-            if self.archive:
-                with self.archive.open(self.prefix + name) as member:
-                    return member.read(self.stamps[name][0])  # no more than declared, whatever is in it
-            return (self.source / self.prefix / name).read_bytes()
-        except (*DAMAGED, zlib.error, EOFError) as error:
+            with self._open(name) as stream:
+                return stream.read(size if most is None else most)  # no more than declared, whatever is in a zip
+        except DAMAGED as error:
             cause = error if isinstance(error, OSError) else None  # of the disk, which may do better next time
             raise UserError(f"{name}: damaged or not readable ({error}); expected a whole file") from cause
+
+    def _open(self, name: str) -> BinaryIO:
+        if self.archive:
+            return self.archive.open(self.prefix + name)
+        return (self.source / self.prefix / name).open("rb")
 
 
 @contextmanager
 def opened(source: Path) -> Iterator[Files]:
-    """The files of a folder or a zip. Raises UserError when it is missing, empty, protected, or no zip."""
+    """Open a folder or a zip. Raises UserError when it is missing, empty, protected, or no zip."""
     if not os.path.exists(source):  # Path.exists raises where a name is too long
         raise UserError(f"--input {source}: does not exist; expected a folder or a zip")
     if source.is_dir():
@@ -74,6 +85,30 @@ def opened(source: Path) -> Iterator[Files]:
         yield _files(source, *_members(archive), archive)
 
 
+def read_table(content: bytes, separator: str) -> pd.DataFrame:
+    """Return a table in UTF-8, with or without a mark at its start, as cleaned text. Raises ValueError, in one line."""
+    try:
+        table = pd.read_csv(StringIO(content.decode("utf-8-sig")), sep=separator, dtype=str, keep_default_na=False)
+    except ValueError as error:  # pandas' own kinds: no columns, ragged rows, not text
+        raise ValueError(f"not a table, or not in UTF-8: {' '.join(str(error).split())}") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much for row names
+        raise ValueError("its rows have more fields than it has columns")
+    table.columns = [cleaned(column) for column in table.columns]
+    if table.columns.has_duplicates:
+        raise ValueError(f"column {table.columns[table.columns.duplicated()][0]} twice")
+    return table.apply(lambda column: column if column.name == "file" else column.map(cleaned))
+
+
+def cleaned(text: str) -> str:
+    """Return a name as people read it: one Unicode form, no invisible characters, single blanks and none around it."""
+    return " ".join("".join(sign for sign in normalize("NFC", text) if category(sign) != "Cf").split())
+
+
+def natural_key(name: str) -> list[str | int]:
+    """Return a sort key that puts `case-2` before `case-10`."""
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d{1,18})", name))]
+
+
 def _files(
     source: Path, stamps: dict[str, tuple[int, int]], unsafe: dict[str, str], archive: zipfile.ZipFile | None = None
 ) -> Files:
@@ -82,15 +117,10 @@ def _files(
     if not shown:
         first = "".join(f", except {name} ({why})" for name, why in list(refused.items())[:1])
         raise UserError(f"--input {source}: is empty{first}; expected images")
-    prefix = _lone_top(shown)
+    common = PurePosixPath(os.path.commonpath([str(PurePosixPath(name).parent) for name in shown]))
+    prefix = "" if str(common) == "." else f"{common}/"
     inner = {name.removeprefix(prefix): shown[name] for name in sorted(sorted(shown), key=natural_key)}
     return Files(source, prefix, inner, archive, {name.removeprefix(prefix): why for name, why in refused.items()})
-
-
-def _lone_top(names: dict[str, tuple[int, int]]) -> str:
-    """The folders that all names have in common, with a `/` at the end."""
-    common = PurePosixPath(os.path.commonpath([str(PurePosixPath(name).parent) or "." for name in names]))
-    return "" if str(common) == "." else f"{common}/"
 
 
 def _ignored(name: str) -> bool:
@@ -157,8 +187,3 @@ def _members(archive: zipfile.ZipFile) -> tuple[dict[str, tuple[int, int]], dict
         else:
             stamps[name] = (member.file_size, member.CRC)
     return stamps, unsafe
-
-
-def natural_key(name: str) -> list[str | int]:
-    """Sort key that puts `case-2` before `case-10`."""
-    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d{1,18})", name))]

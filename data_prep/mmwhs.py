@@ -6,14 +6,14 @@ Label values of MM-WHS: LV blood pool 500, myocardium 205. Whatever else is labe
 from data_prep.cardiac import Settings, parts
 from data_prep.cases import Case
 from data_prep.files import Files
-from data_prep.nifti import by_case, stem
+from data_prep.nifti import by_case, others, stem
 from fedlib.config import UserError
 
 DEFAULTS = Settings(lv="500", myo="205")
 
 
 def resolved(files: Files, settings: Settings) -> Settings:
-    """The settings as `cardiac.loader` takes them. Raises UserError when `lv` or `myo` is not a label value."""
+    """Return the settings as `cardiac.loader` takes them. Raises UserError when `lv` or `myo` is not a label value."""
     for option, text in (("--lv", settings.lv), ("--myo", settings.myo)):
         if not all(part.isdecimal() for part in parts(text)):
             raise UserError(f"{option} {text}: expected label values, as in 500 or 500,501")
@@ -27,7 +27,8 @@ def find_cases(files: Files, settings: Settings) -> list[Case]:
     """
     images, labels = _named(files, "_image"), _named(files, "_label")
     if not images and not labels:
-        raise UserError(f"--input {files.source}: no *_image.nii.gz with *_label.nii.gz; expected MM-WHS naming")
+        expected = "no *_image.nii.gz with *_label.nii.gz; expected MM-WHS naming"
+        raise UserError(f"--input {files.source}: {expected}{others(files)}")
     for alone in sorted(labels.keys() - images.keys()):
         raise UserError(f"{files.where(labels[alone])}: a label without its image; expected {alone}_image.nii.gz beside it")
     return [
@@ -37,5 +38,5 @@ def find_cases(files: Files, settings: Settings) -> list[Case]:
 
 
 def _named(files: Files, ending: str) -> dict[str, str]:
-    """Case to name of file, for the names that end so."""
-    return by_case(files, lambda name: stem(name).removesuffix(ending) if stem(name).endswith(ending) else None)
+    """Map cases to files, for the names that end so."""
+    return by_case(files, lambda name: stem(name)[: -len(ending)] if stem(name).lower().endswith(ending) else None)

@@ -1,24 +1,29 @@
-"""NIfTI volumes from bytes: the header first, then no more than it claims, and no copy that is not needed."""
+"""NIfTI volumes from bytes: nibabel reads the header, and no more is unpacked than it claims."""
 
 import gzip
 import io
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
-from data_prep.files import MAX_BYTES, Files
+from data_prep.files import MAX_BYTES, Files, cleaned
 from fedlib.config import UserError
 
 SUFFIXES = (".nii.gz", ".nii")
+OTHER_SUFFIXES = (".mha", ".mhd", ".nrrd", ".mgz", ".img.gz", ".img", ".hdr")
+"""Volumes of other kinds: named to the user, not read."""
 SPACING_MM = (0.05, 50.0)
 """No scanner of hearts has smaller or larger voxels; a header that says so is in other units, or damaged."""
-HEADER_BYTES = 540
-CHUNK = 2**22
+UNITS_MM = {1: 1000.0, 3: 0.001}
+"""Spatial units of NIfTI other than mm: metres and micrometres."""
+APART = 0.1
+"""Voxels by which the corners may differ before sform and qform count as different (*chosen*)."""
 
 
 @dataclass(frozen=True)
@@ -26,98 +31,128 @@ class Volume:
     """A volume as it lies in its file, in the order of the file's own axes."""
 
     name: str
-    flat: np.ndarray
-    """Stored values, (X * Y * Z,), a view of the file's content in Fortran order."""
-    shape: tuple[int, int, int]
+    stored: np.ndarray
+    """(X, Y, Z), a view of the file's content."""
     affine: np.ndarray
     """From voxels to mm in RAS, (4, 4)."""
     slope: float
     inter: float
+    note: str
+    """What is odd about the header, for the user; mostly empty."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
 
     def scaled(self, part: np.ndarray) -> np.ndarray:
-        """Stored values as the values they stand for; whole numbers stay whole where the header has no scaling."""
+        """Return the values that stored ones stand for; whole numbers stay whole where the header has no scaling."""
         return apply_read_scaling(part, self.slope, self.inter)
 
-    def chunks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Where in `flat`, and the scaled values there: a pass over a large volume in little memory."""
-        for start in range(0, len(self.flat), CHUNK):
-            where = slice(start, start + CHUNK)
-            yield where, self.scaled(self.flat[where])
+    def slices(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the number and the scaled values (X, Y) of each slice: a pass over a large volume in little memory."""
+        for z in range(self.shape[2]):
+            yield z, self.scaled(self.stored[:, :, z])
 
 
 def stem(name: str) -> str:
-    """The name of a file without its folders and without .nii or .nii.gz."""
-    return name.rsplit("/", 1)[-1].removesuffix(".gz").removesuffix(".nii")
+    """Return a file's name without its folders and its suffix."""
+    last = name.rsplit("/", 1)[-1]
+    return last[: len(last) - len(next((end for end in SUFFIXES + OTHER_SUFFIXES if last.lower().endswith(end)), ""))]
 
 
 def by_case(files: Files, case_of: Callable[[str], str | None]) -> dict[str, str]:
-    """Case to name of file, for the volumes that `case_of` finds a case for. Raises UserError when two have the same."""
+    """Map cases to files, for the volumes that `case_of` finds a case for. Raises UserError when two have the same."""
     found: dict[str, str] = {}
     for name in files.stamps:
-        if name.endswith(SUFFIXES) and (case := case_of(name)) is not None:
+        if name.lower().endswith(SUFFIXES + OTHER_SUFFIXES) and (case := case_of(name)) is not None:
+            case = cleaned(case)
             if case in found:
                 raise UserError(f"{files.where(name)}: the same case as {found[case]}; expected each name once")
             found[case] = name
     return found
 
 
+def others(files: Files) -> str:
+    """Return what to add to a message when the input holds volumes of other kinds; empty when it holds none."""
+    names = [name for name in files.stamps if name.lower().endswith(OTHER_SUFFIXES)]
+    return f" (found {len(names)} volumes such as {names[0]}; convert them to .nii.gz)" if names else ""
+
+
 def read(name: str, content: bytes) -> Volume:
-    """Decode a .nii or .nii.gz file.
+    """Decode a .nii or .nii.gz file; whether it is packed is told by its content.
 
     Raises UserError when it is empty, cut short, no NIfTI-1 or -2 in one file, not a volume of real numbers, larger than
     4 GiB, or when its voxels have no plausible size or position.
     """
     if not content:
         raise UserError(f"{name}: is empty (0 bytes); expected NIfTI")
+    if name.lower().endswith(OTHER_SUFFIXES):
+        raise UserError(f"{name}: a volume of another kind; expected NIfTI, convert it to .nii.gz")
+    plain = io.BytesIO(content)
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(content)) if name.endswith(".gz") else io.BytesIO(content) as stream:
-            head = stream.read(HEADER_BYTES)
-            header = _header(name, head)
+        with gzip.GzipFile(fileobj=plain) if content[:2] == b"\x1f\x8b" else plain as stream:
+            header = _header(name, stream)
             shape, dtype, offset = _layout(name, header)
             slope, inter = header.get_slope_inter()
-            whole = np.empty(offset + int(np.prod(shape)) * dtype.itemsize, np.uint8)
-            whole[: len(head)] = np.frombuffer(head, np.uint8)[: len(whole)]
-            _fill(name, stream, whole, len(head))
+            missing = offset - header.sizeof_hdr + dtype.itemsize * int(np.prod(shape))
+            rest = stream.read(missing + 1)  # one more: gzip's checksum stands at the end of the file
+        affine, note = _affine(name, header)
     except UserError:
         raise
     except (OSError, EOFError, zlib.error, HeaderDataError, ValueError, KeyError, OverflowError, MemoryError) as error:
-        raise UserError(f"{name}: damaged or no NIfTI ({error}); expected a whole {_suffix(name)} file") from None
-    flat = whole[offset:].view(dtype)
-    return Volume(name, flat, shape, _affine(name, header), 1.0 if slope is None else slope, inter or 0.0)
+        suffix = ".nii.gz" if name.lower().endswith(".gz") else ".nii"
+        raise UserError(f"{name}: damaged or no NIfTI ({error}); expected a whole {suffix} file") from None
+    if len(rest) < missing:
+        found = f"{header.sizeof_hdr + len(rest)} bytes"
+        raise UserError(f"{name}: cut short, {found}; expected {header.sizeof_hdr + missing} by its header")
+    if len(rest) > missing:
+        raise UserError(f"{name}: longer than its header says; expected {header.sizeof_hdr + missing} bytes")
+    stored = np.frombuffer(rest, dtype, offset=offset - header.sizeof_hdr).reshape(shape, order="F")
+    return Volume(name, stored, affine, 1.0 if slope is None else slope, inter or 0.0, note)
 
 
 def to_ras(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A view of a volume whose axes run to the right, the front and up, and the affine of that view."""
+    """Return a view whose axes run to the right, the front and up, and the affine of that view."""
     turn = nib.io_orientation(affine)
     return nib.apply_orientation(array, turn), affine @ nib.orientations.inv_ornt_aff(turn, array.shape)
 
 
 def spacing(affine: np.ndarray) -> np.ndarray:
-    """Size of a voxel along each axis in mm, (3,)."""
+    """Return the size of a voxel along each axis in mm, (3,)."""
     return np.linalg.norm(affine[:3, :3], axis=0)
 
 
 def by(sides: np.ndarray) -> str:
-    """Figures along the axes, as in `0.4x0.4x0.625`."""
+    """Return figures along the axes, as in `0.4x0.4x0.625`."""
     return "x".join(f"{side:.3g}" for side in sides)
 
 
-def _suffix(name: str) -> str:
-    return ".nii.gz" if name.endswith(".gz") else ".nii"
+def voxels_apart(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Return how far apart two affines put the corners of a volume, in voxels of the first."""
+    corners = np.array(list(product(*[(0, n - 1) for n in shape], (1,)))).T  # (4, 8)
+    return float(np.abs(np.linalg.solve(one, other) @ corners - corners).max())
 
 
-def _header(name: str, head: bytes) -> nib.Nifti1Header:
-    for kind in (nib.Nifti1Header, nib.Nifti2Header):
-        if kind.may_contain_header(head):
-            # Unchecked: nibabel's own check mends what we refuse, as in a negative voxel size.
-            header = kind.from_fileobj(io.BytesIO(head), check=False)
-            if header["magic"].item().startswith(b"n+"):  # else the voxels are in a second file
-                return header
-    raise UserError(f"{name}: no NIfTI header; expected NIfTI-1 or NIfTI-2 in one file")
+def _header(name: str, stream: io.BufferedIOBase) -> nib.Nifti1Header:
+    """Return the header, with what the standard allows and nibabel refuses put as nibabel expects it."""
+    head = stream.read(348)
+    if 540 in (int.from_bytes(head[:4], order) for order in ("little", "big")):
+        head += stream.read(540 - 348)
+    kind = next((kind for kind in (nib.Nifti1Header, nib.Nifti2Header) if kind.may_contain_header(head)), None)
+    # Unchecked: nibabel's own check mends what we refuse, as in a voxel size of 0. Extensions are not looked at.
+    header = kind(head, check=False) if kind else None
+    if header is None or not header["magic"].item().startswith(b"n+"):  # else the voxels are in a second file
+        raise UserError(f"{name}: no NIfTI header; expected NIfTI-1 or NIfTI-2 in one file")
+    header["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1  # the standard takes all else, 0 too, for 1
+    quaternion = [header[f"quatern_{part}"].item() for part in "bcd"]
+    if 1 < (norm := np.linalg.norm(quaternion)) < 1.01:  # rounded: a half turn has no room for its first part
+        for part, value in zip("bcd", quaternion, strict=True):
+            header[f"quatern_{part}"] = value / norm
+    return header
 
 
 def _layout(name: str, header: nib.Nifti1Header) -> tuple[tuple[int, int, int], np.dtype, int]:
-    """Shape, type and place of the voxels. A trailing axis of length 1 is dropped."""
+    """Return shape, type and place of the voxels. A trailing axis of length 1 is dropped."""
     shape, dtype = tuple(int(n) for n in header.get_data_shape()), header.get_data_dtype()
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -132,23 +167,16 @@ def _layout(name: str, header: nib.Nifti1Header) -> tuple[tuple[int, int, int], 
     return shape, dtype, offset
 
 
-def _fill(name: str, stream: io.BufferedIOBase, whole: np.ndarray, done: int) -> None:
-    """Read until `whole` is full, and to the end of the file, where gzip keeps its checksum."""
-    view = memoryview(whole)
-    while done < len(whole):
-        n = stream.readinto(view[done:])
-        if not n:
-            raise UserError(f"{name}: cut short, {done} bytes; expected {len(whole)} by its header")
-        done += n
-    if stream.read(1):
-        raise UserError(f"{name}: longer than its header says; expected {len(whole)} bytes")
-
-
-def _affine(name: str, header: nib.Nifti1Header) -> np.ndarray:
-    pixdim = header["pixdim"][1:4].astype(float)
+def _affine(name: str, header: nib.Nifti1Header) -> tuple[np.ndarray, str]:
+    """Return the affine in mm, and a note where the header leaves a choice."""
+    unit = UNITS_MM.get(int(header["xyzt_units"]) & 7, 1.0)
+    pixdim = header["pixdim"][1:4].astype(float) * unit
     if not (np.isfinite(pixdim).all() and pixdim.min() > 0):
         raise UserError(f"{name}: voxels of {by(pixdim)} mm in its header; expected positive numbers")
-    affine = _affine_in_mm(name, header.get_best_affine(), pixdim)
+    affine = header.get_best_affine().astype(float)
+    affine[:3] *= unit
+    note = _note(header, affine, unit)
+    affine = _with_spacing(name, affine, pixdim)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
         raise UserError(f"{name}: its affine is singular or not finite; expected three axes and an origin in mm")
     sides = spacing(affine)
@@ -156,18 +184,32 @@ def _affine(name: str, header: nib.Nifti1Header) -> np.ndarray:
         raise UserError(f"{name}: voxels of {by(sides)} mm; expected {SPACING_MM[0]} to {SPACING_MM[1]} mm")
     if abs(np.linalg.det(affine[:3, :3])) < 0.99 * sides.prod():
         raise UserError(f"{name}: its axes are sheared (a tilted gantry); expected right angles")
-    return affine
+    return affine, note
 
 
-def _affine_in_mm(name: str, affine: np.ndarray, pixdim: np.ndarray) -> np.ndarray:
-    """The affine, with the header's voxel size where the affine states none.
+def _note(header: nib.Nifti1Header, affine: np.ndarray, unit: float) -> str:
+    if not header["sform_code"] and not header["qform_code"]:
+        return "its header states no orientation (sform and qform have code 0); left and right may be exchanged"
+    if header["sform_code"] > 0 and header["qform_code"] > 0:
+        try:
+            qform = header.get_qform()
+            qform[:3] *= unit
+            apart = voxels_apart(affine, qform, header.get_data_shape()[:3]) > APART
+        except (ValueError, HeaderDataError, np.linalg.LinAlgError):  # the sform is taken, whatever the other one is
+            return ""
+        return "sform and qform disagree; the sform is taken" if apart else ""
+    return ""
+
+
+def _with_spacing(name: str, affine: np.ndarray, pixdim: np.ndarray) -> np.ndarray:
+    """Return the affine, with the header's voxel size where the affine states none.
 
     Some tools (public copies of ACDC went through one) write an affine of unit voxels and keep the true size in `pixdim`
     only. Taken at its word, a slice of 10 mm would be 1 mm thick. Any other disagreement has no obvious cure.
     """
-    affine, stated = affine.astype(float), spacing(affine)
-    if not np.allclose(stated, pixdim, rtol=0.01):
-        if not np.allclose(stated, 1, rtol=1e-3):
-            raise UserError(f"{name}: voxels of {by(stated)} mm in its affine, {by(pixdim)} mm in its header; expected one")
-        affine[:3, :3] *= pixdim
-    return affine
+    stated = spacing(affine)
+    if np.allclose(stated, pixdim, rtol=0.01):
+        return affine
+    if not np.allclose(stated, 1, rtol=1e-3):
+        raise UserError(f"{name}: voxels of {by(stated)} mm in its affine, {by(pixdim)} mm in its header; expected one")
+    return affine @ np.diag([*pixdim, 1.0])

@@ -1,15 +1,16 @@
-"""From raw files to a prepared set: read each case, find duplicates, deal the splits, write. One way for every source."""
+"""From raw files to a prepared set: read each case, find duplicates, split, write. One way for every source."""
 
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
-from pathlib import Path
+from collections import Counter, deque
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import pandas as pd
@@ -17,18 +18,21 @@ import torch
 from tqdm import tqdm
 
 from data_prep.cases import Case, Loader
+from data_prep.checks import warnings
 from data_prep.duplicates import NEAR_BITS, contradicting, find_pairs, hashes, name_groups
-from data_prep.files import Files, natural_key
-from data_prep.splits import FRACTIONS, assign_splits
-from data_prep.writer import PreparedWriter
+from data_prep.files import Files, cleaned, natural_key
+from data_prep.splits import FRACTIONS, assign_splits, choices
+from data_prep.writer import JOURNAL, PreparedWriter
 from fedlib.config import UserError
 from fedlib.data.dataset import ARRAYS, VERIFIED, PreparedSet, open_prepared
 
-READER = 1
+READER = 2
 """Raised when the same settings give other arrays: what an older reader prepared is then read again."""
 HASHES = ("sha256", "phash")
-OWN = {*ARRAYS, "cases.csv", "qc.csv", "duplicates.csv", "journal.jsonl", "manifest.json", VERIFIED}
+OWN = {*ARRAYS, "cases.csv", "qc.csv", "duplicates.csv", JOURNAL, "manifest.json", VERIFIED}
 """What a prepared set consists of; a folder with anything else is never replaced."""
+TABLE = re.compile(r"(manifest|meta)\.csv|(.*/)?dataset\.json|[^/]*\.metadata\.xlsx", re.IGNORECASE)
+"""What adapters read to find the cases."""
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -40,6 +44,8 @@ def prepare(
     manifest: dict[str, Any],
     *,
     seed: int = 0,
+    fractions: tuple[float, ...] | None = None,
+    split_by: Literal["patient", "image"] = "patient",
     near_bits: int = NEAR_BITS,
     on_bad: Literal["stop", "skip"] = "stop",
     overwrite: bool = False,
@@ -47,28 +53,40 @@ def prepare(
 ) -> PreparedSet:
     """Read all cases into a prepared set at `out`; patients and duplicates within one split, stratified by class.
 
-    Streams: memory holds a few cases a thread, and a journal entry of each. After an interruption the same call goes on;
+    Streams: memory holds a few cases a thread, and a journal entry of each. After an interruption the same call resumes;
     cases whose files did not change are not read again; a set that is up to date already is opened and returned.
 
-    Raises UserError at the first case that cannot be used or, with `on_bad="skip"`, lists it in qc.csv and goes on.
+    Raises UserError at the first case that cannot be used or, with `on_bad="skip"`, lists it in qc.csv and continues; and
+    when `fractions` (None: FRACTIONS) are given for a source that states its splits.
     """
+    if fractions and any(case.split for case in cases):
+        raise UserError(f"--fractions: {files.source} states its own splits; expected the option or the column, not both")
     keyed = _keyed(files, cases)
     reading = {"reader": READER} | {name: manifest[name] for name in ("source", "classes", "recipe", "synthetic")}
-    dealing = {"seed": seed, "fractions": FRACTIONS, "near_bits": near_bits}
-    made_from = _digest([reading, dealing, on_bad, files.unsafe, [(key, repr(case)) for key, case in keyed.items()]])
-    if _is_current(out, made_from, overwrite):
+    splitting = {"seed": seed, "fractions": fractions or FRACTIONS, "split_by": split_by, "near_bits": near_bits}
+    settings = [reading, splitting, on_bad, files.unsafe, [(key, repr(case)) for key, case in keyed.items()]]
+    made_from = manifest.get("made_from") or digest(settings)
+    if is_current(out, made_from, overwrite):
         return open_prepared(out)
     rejected = _Rejected(files, on_bad)
     for name, reason in files.unsafe.items():
         rejected.add(name, f"{name}: {reason}")
     with PreparedWriter(out, reading) as writer:
-        _read(files, keyed, load, writer, rejected, jobs)
-        usable = {key: case for key, case in keyed.items() if "row" in writer.entries.get(key, {})}
+        entries = _read(files, keyed, load, writer, rejected, jobs)
+        usable = {key: case for key, case in keyed.items() if "columns" in entries.get(key, {})}
         rejected.need(usable.values(), cases)
-        keys, table, pairs = _without_contradictions(usable, writer.entries, near_bits, rejected)
-        table["split"] = assign_splits(table, pairs, seed)
+        keys, table, pairs = _without_contradictions(usable, entries, near_bits, rejected)
+        notes = {keyed[key].image: entries[key]["note"] for key in keys if entries[key].get("note")}
+        table["split"] = assign_splits(table, pairs, seed, fractions or FRACTIONS, split_by)
         table["dup_group"] = name_groups(table, pairs)
-        manifest = manifest | {"splits": dealing, "made_from": made_from, "counts": _counts(keyed, table, pairs, rejected)}
+        manifest = manifest | {
+            "splits": splitting,
+            "choices": [*manifest.get("choices", []), *choices(split_by, fractions or FRACTIONS)],
+            "made_from": made_from,
+            "counts": _counts(keyed, table, pairs, rejected),
+            "passed_over": _passed_over(files, cases),
+            "warnings": warnings(table, notes),
+        }
         return writer.finish(manifest, keys, {"cases.csv": table, "qc.csv": rejected.table(), "duplicates.csv": pairs})
 
 
@@ -95,12 +113,12 @@ class _Rejected(dict[str, str]):
                 raise UserError(f"--input {self.files.source}: no case{of} can be used; the first: {self[case.image]}")
 
     def table(self) -> pd.DataFrame:
-        """Columns file, reason: by name, so that a set made in two goes has the same."""
+        """Return the columns file, reason: by name, so that a set made in two goes has the same."""
         return pd.DataFrame([(file, self[file]) for file in sorted(self, key=natural_key)], columns=["file", "reason"])
 
 
 def _keyed(files: Files, cases: list[Case]) -> dict[str, Case]:
-    """Cases by a text that changes when one of their files does. Raises UserError when two cases have one name."""
+    """Map cases by a text that changes when one of their files does. Raises UserError when two cases have one name."""
     first: dict[str, Case] = {}
     for case in cases:
         if (other := first.setdefault(case.case, case)) is not case:
@@ -110,12 +128,13 @@ def _keyed(files: Files, cases: list[Case]) -> dict[str, Case]:
     }
 
 
-def _digest(content: Any) -> str:
+def digest(content: Any) -> str:
+    """Return a hash of what a set is made from."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _is_current(out: Path, made_from: str, overwrite: bool) -> bool:
-    """Is this set there already? Raises UserError rather than lose what else is there."""
+def is_current(out: Path, made_from: str, overwrite: bool) -> bool:
+    """Tell whether this set is there already. Raises UserError rather than lose what else is there."""
     check_out(out)
     if not (out / "manifest.json").exists() or overwrite:
         with suppress(UserError):
@@ -144,12 +163,13 @@ def check_out(out: Path) -> None:
 
 def _read(
     files: Files, keyed: dict[str, Case], load: Loader, writer: PreparedWriter, rejected: _Rejected, jobs: int
-) -> None:
-    """Read what the writer does not know yet, several cases at a time, and give it to the writer in order."""
-    for key, case in keyed.items():
-        if reason := writer.entries.get(key, {}).get("reason"):
-            rejected.add(case.image, reason)
-    new = [key for key in keyed if key not in writer.entries]
+) -> dict[str, dict[str, Any]]:
+    """Read what the writer does not know yet, several cases at a time; return what is known of each case by its key."""
+    entries = {key: entry for key in keyed if (entry := writer.known(key))}
+    for key, entry in entries.items():
+        if "reason" in entry:
+            rejected.add(keyed[key].image, entry["reason"])
+    new = [key for key in keyed if key not in entries]
 
     def read(key: str) -> tuple[Any, Any, dict[str, Any]]:
         case = keyed[key]
@@ -160,45 +180,32 @@ def _read(
         except Exception as error:  # a library met what its authors did not think of: the case is at fault, not the set
             why = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(f"{case.image}: cannot be prepared ({why})") from error
-        return image, label, dict(zip(HASHES, hashes(image), strict=True)) | {"columns": columns}
+        note = columns.pop("note", "")
+        return image, label, dict(zip(HASHES, hashes(image), strict=True)) | {"columns": columns, "note": note}
 
-    room_checked = False
-    with closing(_in_order(read, new, jobs)) as futures:
-        done = progress(futures, f"preparing {writer.out.name}", "case", len(keyed), len(keyed) - len(new))
-        for key, future in zip(new, done, strict=True):
-            try:
-                image, label, known = future.result()
-            except UserError as error:
-                rejected.add(keyed[key].image, str(error))
-                if not error.__cause__:  # a disk or a library may do better next time; a bad file stays bad
-                    writer.refuse(key, str(error))
-                continue
-            if not room_checked:
-                _check_room(writer.out, (image.nbytes + getattr(label, "nbytes", 8)) * len(new))
-                room_checked = True
-            writer.add(key, image, label, **known)
-
-
-def _in_order(work: Callable[[str], Any], items: list[str], jobs: int) -> Iterator[Future]:
-    """Futures of `work(item)`, in order, with a thread a job; no more are begun than are soon taken.
-
-    Threads, since decoders, NumPy and torch let go of the interpreter; torch gets one thread in each.
-    To be closed by who leaves it early.
-    """
-    threads, waiting = torch.get_num_threads(), deque()
-    torch.set_num_threads(1)
+    threads, room_checked = torch.get_num_threads(), False
+    torch.set_num_threads(1)  # decoders, NumPy and torch let go of the interpreter: a thread a case
+    bar = progress(new, f"preparing {writer.out.name}", "case", len(keyed), len(keyed) - len(new))
     try:
         with ThreadPoolExecutor(jobs) as pool:
-            try:
-                for item in items:
-                    waiting.append(pool.submit(work, item))
-                    if len(waiting) > 2 * jobs:
-                        yield waiting.popleft()
-                yield from waiting
-            finally:  # after an error, what has not begun never does
-                pool.shutdown(cancel_futures=True)
+            waiting = deque(pool.submit(read, key) for key in new[: 2 * jobs])
+            for number, key in enumerate(bar, 2 * jobs):
+                try:
+                    image, label, entry = waiting.popleft().result()
+                except UserError as error:
+                    rejected.add(keyed[key].image, str(error))
+                    if not error.__cause__:  # a disk or a library may do better next time; a bad file stays bad
+                        writer.refuse(key, str(error))
+                else:
+                    if not room_checked:
+                        _check_room(writer.out, 2 * (image.nbytes + getattr(label, "nbytes", 8)) * len(new))
+                        room_checked = True
+                    writer.add(key, image, label, **entry)
+                waiting.extend(pool.submit(read, key) for key in new[number : number + 1])
     finally:
         torch.set_num_threads(threads)
+        bar.close()
+    return {key: entry for key in keyed if (entry := writer.known(key))}
 
 
 def _check_room(out: Path, needed: int) -> None:
@@ -210,7 +217,7 @@ def _check_room(out: Path, needed: int) -> None:
 def _without_contradictions(
     usable: dict[str, Case], entries: dict[str, dict[str, Any]], near_bits: int, rejected: _Rejected
 ) -> tuple[list[str], pd.DataFrame, pd.DataFrame]:
-    """Keys, table and duplicate pairs of the cases, without those whose very pixels stand in another class too."""
+    """Return keys, table and duplicate pairs of the cases whose very pixels do not stand in another class too."""
     table = pd.DataFrame([_row(case, entries[key]["columns"]) for key, case in usable.items()])
     hashed = table[["case", "label"]].assign(**{name: [entries[key][name] for key in usable] for name in HASHES})
     pairs = find_pairs(hashed, near_bits)
@@ -224,21 +231,32 @@ def _without_contradictions(
 
 
 def _row(case: Case, columns: dict[str, Any]) -> dict[str, Any]:
-    """A row of cases.csv: what the source says of the case comes before what its file says."""
+    """Return a row of cases.csv: what the source states about the case comes before what its file does."""
     patient = columns.get("patient") if case.patient == case.case else None  # DICOM knows it once it is read
-    row = {"case": case.case, "patient": patient or case.patient, "split": case.split, "label": case.label}
+    row = {"case": case.case, "patient": cleaned(patient or case.patient), "split": case.split, "label": case.label}
     row |= {"dup_group": case.dup_group, "file": case.image}
     return row | {name: value for name, value in (columns | case.columns).items() if name not in row}
 
 
+def _passed_over(files: Files, cases: list[Case]) -> dict[str, int]:
+    """Count the files of the source that belong to no case, by suffix."""
+    taken = {name for case in cases for name in case.files}
+    others = (
+        PurePosixPath(name) for name in files.stamps if not (name in taken or name in files.unsafe or TABLE.match(name))
+    )
+    kinds = ("".join(path.suffixes[-1 - path.name.endswith(".gz") :]).lower() or path.name for path in others)
+    return dict(Counter(kinds).most_common(20))
+
+
 def _counts(keyed: dict[str, Case], table: pd.DataFrame, pairs: pd.DataFrame, rejected: _Rejected) -> dict[str, int]:
-    """What a reader should know of the set at a glance."""
+    """Return what a reader should know of the set at a glance."""
     return {
         "found": len(keyed),
         "prepared": len(table),
         "rejected": len(rejected),
         "patients": table["patient"].nunique(),
         "patients_in_several_classes": int((table.groupby("patient")["label"].nunique() > 1).sum()),
+        "patients_in_several_splits": int((table.groupby("patient")["split"].nunique() > 1).sum()),
         "exact_duplicates": int((pairs["kind"] == "exact").sum()),
         "near_duplicates": int((pairs["kind"] == "near").sum()),
         "near_duplicates_across_classes": int((pairs["class_a"] != pairs["class_b"]).sum()),
@@ -246,5 +264,5 @@ def _counts(keyed: dict[str, Case], table: pd.DataFrame, pairs: pd.DataFrame, re
 
 
 def progress(items: Iterable, description: str, unit: str, total: int | None = None, done: int = 0) -> Iterable:
-    """A progress bar that leaves nothing behind: on standard output, which notebooks do not paint red."""
+    """Wrap a progress bar that leaves nothing behind: on standard output, which notebooks do not paint red."""
     return tqdm(items, desc=description, unit=unit, total=total, initial=done, leave=False, file=sys.stdout)

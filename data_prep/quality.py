@@ -70,7 +70,8 @@ def shortcuts(data: PreparedSet) -> pd.DataFrame:
 
 def _values(known: pd.Series, asked: pd.Series) -> tuple[pd.Series, pd.Series]:
     """Both as text; numbers with many values as the decile of `known` they fall into."""
-    if pd.api.types.is_numeric_dtype(known) and known.nunique() > BINS:
-        edges = np.unique(known.quantile(np.linspace(0, 1, BINS + 1)[1:-1]))
-        known, asked = (pd.Series(np.searchsorted(edges, column), column.index) for column in (known, asked))
+    numbers = [pd.to_numeric(column.replace("", None), errors="coerce").astype(float) for column in (known, asked)]
+    if known.nunique() > BINS and numbers[0].notna().sum() == known.replace("", None).notna().sum():
+        edges = np.unique(numbers[0].quantile(np.linspace(0, 1, BINS + 1)[1:-1]))
+        known, asked = (pd.Series(np.searchsorted(edges, column), column.index) for column in numbers)
     return known.astype(str), asked.astype(str)

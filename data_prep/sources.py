@@ -10,7 +10,7 @@ from filelock import FileLock
 from data_prep import cardiac, class_folders, covid19_radiography, mmwhs, msd, totalsegmentator
 from data_prep.cases import Case
 from data_prep.files import Files, opened
-from data_prep.pipeline import check_out, prepare, progress
+from data_prep.pipeline import READER, digest, is_current, prepare, progress
 from data_prep.synthetic_cardiac import write_cardiac_ct
 from data_prep.synthetic_cxr import write_chest_xrays
 from fedlib.config import StudyConfig, UserError
@@ -80,47 +80,34 @@ def prepare_synthetic(
     seed: int = 0,
     keep_raw: Path | None = None,
     overwrite: bool = False,
+    **splitting: Any,
 ) -> PreparedSet:
     """Write phantoms as files in the layout of the real data, then prepare those files by the very same adapters.
 
-    The raw files go to `keep_raw`, or to a temporary folder that is removed.
+    The raw files go to `keep_raw`, or to a temporary folder that is removed. `splitting`: fractions and split_by.
     """
-    check_out(out)
-    recipe = synthetic_recipe(task, cases, size, seed)
-    if (out / "manifest.json").exists() and not keep_raw:
-        try:
-            known = open_prepared(out)
-        except UserError:  # damaged, or of an older version
-            if not overwrite:
-                raise
-        else:
-            if known.manifest["recipe"] == recipe:
-                return known
-            if not overwrite:  # said before anything is drawn
-                title = known.manifest["title"]
-                raise UserError(f"--out {out}: holds {title} of other settings; expected a new folder, or --overwrite")
+    recipe = {"task": task, "cases": cases, "size": size, "seed": seed}
+    made_from = digest([READER, recipe, *splitting.items()])
+    if is_current(out, made_from, overwrite) and not keep_raw:  # before anything is drawn
+        return open_prepared(out)
     if keep_raw and keep_raw.exists() and any(keep_raw.iterdir()):
         raise UserError(f"--keep-raw {keep_raw}: is not empty; expected a new folder")
-    about = {"synthetic": True, "recipe": recipe}
+    about = {"synthetic": True, "recipe": recipe, "made_from": made_from}
+    options = {"seed": seed, "overwrite": overwrite} | splitting
     with tempfile.TemporaryDirectory(prefix="phantoms-") as temporary:
         raw = keep_raw or Path(temporary)
         if task == "classification":
             about |= {"source": "synthetic-cxr", "title": "synthetic chest X-ray phantoms"}
             write_chest_xrays(raw, cases, 2 * size, seed, progress=_bar("drawing chest X-rays"))
-            return prepare_class_folders(raw, out, size, about=about, seed=seed, overwrite=overwrite)
+            return prepare_class_folders(raw, out, size, about=about, **options)
         about |= {"source": "synthetic-cardiac", "title": "synthetic cardiac CT phantoms"}
         write_cardiac_ct(raw, cases, seed, progress=_bar("drawing hearts"))
         settings = cardiac.Settings(spacing_mm=(SYNTHETIC_FIELD_MM / size,) * 3, size=(size,) * 3)
-        return prepare_cardiac("mmwhs", raw, out, settings, about=about, seed=seed, overwrite=overwrite)
-
-
-def synthetic_recipe(task: str, cases: int, size: int, seed: int) -> dict[str, Any]:
-    """What a synthetic set is made from; kept in its manifest, so that another recipe is seen."""
-    return {"task": task, "cases": cases, "size": size, "seed": seed}
+        return prepare_cardiac("mmwhs", raw, out, settings, about=about, **options)
 
 
 def ensure(study: StudyConfig) -> PreparedSet:
-    """The prepared set of a study: the one at its data_dir or, if none is given, a synthetic one, made when missing."""
+    """Return a study's prepared set: the one at its data_dir or, if none is given, a synthetic one, made when missing."""
     out = study.prepared_dir
     if study.data_dir:
         return open_prepared(out, study.task)

@@ -13,6 +13,8 @@ from data_prep.quality import listed
 from data_prep.writer import PreparedWriter
 from fedlib.data.dataset import PreparedSet, find_prepared, open_prepared
 
+KEPT = ("task", "classes", "spacing_mm", "synthetic", "recipe", "choices", "counts", "splits", "passed_over", "warnings")
+"""Of the manifest of the set that is copied."""
 SHARE = 10
 """The tag's side is this part of the image's."""
 
@@ -36,9 +38,7 @@ def tagged(data: PreparedSet, out: Path, label: str) -> PreparedSet:
     with FileLock(out.with_name(f".{out.name}.lock")):
         if find_prepared(out) and (known := open_prepared(out)).manifest["made_from"] == made_from:
             return known
-        kept = {
-            key: data.manifest[key] for key in ("task", "classes", "spacing_mm", "synthetic", "recipe", "choices", "counts")
-        }
+        kept = {key: data.manifest[key] for key in KEPT}
         about = {"source": "tagged", "title": f"{data.manifest['title']}, a tag on {label}", "made_from": made_from}
         tables = {"cases.csv": data.cases} | {f"{name}.csv": listed(data, name) for name in ("qc", "duplicates")}
         with PreparedWriter(out, {"reader": made_from}) as writer:

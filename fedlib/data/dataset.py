@@ -145,9 +145,26 @@ def stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
 
 
 def read_cases(path: Path) -> pd.DataFrame:
-    """Read a cases.csv, names as they stand: a class called `None` or a patient `NA` is no missing value."""
-    numbers = {column: [""] for column in pd.read_csv(path, nrows=0).columns if column not in TEXT_COLUMNS}
-    return pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False, na_values=numbers)
+    """Read a cases.csv: every column as text, but for those in which each number reads as it would be written.
+
+    A class called `None`, a patient `NA` and the hospitals 007, 1E3 and 1000 stay what they are. Empty is NaN, except names.
+    """
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return table.apply(lambda column: column if column.name in TEXT_COLUMNS else _as_numbers(column))
+
+
+def _as_numbers(column: pd.Series) -> pd.Series:
+    """Return a column as bool, int64 or float64 if that changes no character of it, else as text; empty is NaN."""
+    if len(column) and column.isin(["True", "False"]).all():
+        return column == "True"
+    for kind in (int, float) if "nan" not in set(column) else ():
+        try:
+            numbers = column.replace("", "nan").map(kind)
+        except ValueError:
+            continue
+        if (kind is float or (numbers.abs() < 2**53).all()) and (numbers.map(str).where(column != "", "") == column).all():
+            return numbers.astype(kind)
+    return column.mask(column == "")
 
 
 def find_prepared(folder: Path | str, task: str | None = None) -> Path | None:

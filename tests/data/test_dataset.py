@@ -228,3 +228,26 @@ def test_splits_hold_every_case_once(data):
     parts = [data.split(name) for name in ("train", "val", "test")]
     assert sorted(np.concatenate(parts)) == list(range(len(data.cases)))
     assert all(len(part) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("written", "kind"),
+    [
+        (["1.5", "", "1e-05", "inf"], "float64"),
+        (["1", "-2"], "int64"),
+        (["", ""], "float64"),
+        (["True", "False"], "bool"),
+        (["1", ""], "object"),
+        (["1.0", "2"], "object"),
+        (["1E3", "1000"], "object"),
+        (["007", "7"], "object"),
+        (["nan", "1.5"], "object"),
+        (["9007199254740993", "1"], "object"),
+        (["1_0", "10"], "object"),
+    ],
+)
+def test_a_column_is_numbers_only_where_each_is_written_so(tmp_path, written, kind):
+    (tmp_path / "cases.csv").write_text("\n".join(["case,code", *(f"c,{code}" for code in written)]) + "\n")
+    codes = read_cases(tmp_path / "cases.csv")["code"]
+    assert str(codes.dtype).replace("str", "object") == kind
+    assert ["" if pd.isna(code) else str(code) for code in codes] == written

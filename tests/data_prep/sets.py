@@ -25,15 +25,15 @@ def pixels(seed: int, size: int = 32) -> np.ndarray:
 
 
 def write(out: Path, numbers: Iterable[int] = range(6), before: Callable[[int], None] = lambda number: None, **reading):
-    """Write or go on with the set of the cases `numbers`; `before(number)` is called before each that is not known yet."""
+    """Write or resume the set of the cases `numbers`; `before(number)` is called before each that is not known yet."""
     with PreparedWriter(out, READING | reading) as writer:
         for number in numbers:
-            if f"k{number}" not in writer.entries:
+            if not writer.known(f"k{number}"):
                 before(number)
                 writer.add(f"k{number}", pixels(number), number % 2, columns={"n": number})
         table = pd.DataFrame(
             {"case": [f"c{number}" for number in numbers], "patient": [f"00{number}" for number in numbers]}
-        ).assign(split="train", label="a", n=[writer.entries[f"k{number}"]["columns"]["n"] for number in numbers])
+        ).assign(split="train", label="a", n=[writer.known(f"k{number}")["columns"]["n"] for number in numbers])
         return writer.finish(MANIFEST | reading, [f"k{number}" for number in numbers], {"cases.csv": table})
 
 

@@ -242,8 +242,7 @@ IMAGES = {
     "cut_short": (lambda image: packed(image)[:2000], [DAMAGED]),
     "text_in_gzip": (lambda image: gzip.compress(b"no NIfTI"), ["no NIfTI header", "expected NIfTI-1 or NIfTI-2"]),
     "empty_gzip": (lambda image: gzip.compress(b""), ["no NIfTI header"]),
-    "not_gzipped": (lambda image: gzip.decompress(packed(image)), [DAMAGED]),
-    "png_with_the_suffix_of_a_volume": (lambda image: encoded(GREY), [DAMAGED]),
+    "png_with_the_suffix_of_a_volume": (lambda image: encoded(GREY), ["no NIfTI header"]),
     "flipped_bits": (lambda image: flipped(packed(image)), ["expected"]),
     "wrong_checksum": (lambda image: packed(image)[:-8] + bytes(8), [DAMAGED]),
     "four_axes": (lambda image: packed(np.stack([image, image], -1)), ["(16, 16, 16, 2)", "expected a volume"]),
@@ -683,7 +682,7 @@ def two_files_of_one_case(folder):
 def every_volume_damaged(folder):
     for path in folder.glob("*_image.nii.gz"):
         path.write_bytes(b"x")
-    return folder, ["case_1_image.nii.gz", DAMAGED]
+    return folder, ["case_1_image.nii.gz", "no NIfTI header"]
 
 
 @bad_input("totalsegmentator")
