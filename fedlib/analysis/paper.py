@@ -54,19 +54,9 @@ def settings(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
     notes = {name: margin_note(runs, evidence, name) or "stated before the runs" for name in names}
     rows = [(name, f"{getattr(evidence, name):g}", note) for name, note in notes.items()] + [
         ("primary endpoints", ", ".join(tasks.NAMES[metric] for metric in task.PRIMARY), "of the task"),
-        (
-            "unit of analysis",
-            "patient",
-            ORIGINS["chosen"],
-            "cases averaged first; images of one patient are no independent evidence",
-        ),
+        ("unit of analysis", "patient", "cases averaged first; images of one patient are no independent evidence"),
         ("intervals", f"{evidence.level}, BCa bootstrap", f"{RESAMPLES} resamples of patients, seeded"),
-        (
-            "verdicts",
-            "not corrected for their number",
-            ORIGINS["chosen"],
-            "each arm has its own interval; p_holm is corrected",
-        ),
+        ("verdicts", "not corrected for their number", "each arm has its own interval; p_holm is corrected"),
     ]
     return pd.DataFrame(rows, columns=["setting", "value", "note"]).assign(label=ORIGINS["chosen"])
 
