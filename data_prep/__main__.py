@@ -14,6 +14,7 @@ from data_prep import sources
 from data_prep.cardiac import Settings
 from data_prep.duplicates import NEAR_BITS
 from data_prep.pipeline import CORES
+from data_prep.synthetic_cxr import Findings
 from fedlib.config import UserError
 from fedlib.data.dataset import PreparedSet
 
@@ -62,10 +63,11 @@ def synthetic_cxr(
     split_by: By = "patient",
     keep_raw: Raw = None,
     overwrite: Overwrite = False,
+    findings: Annotated[Findings, Option(help="mild: slow to learn; clear: quick to learn, with a ceiling.")] = "clear",
 ) -> None:
     """Chest X-ray phantoms in four categories, as PNGs in the folders of the COVID-19 Radiography Database."""
     splitting = {"fractions": _fractions(fractions), "split_by": split_by}
-    _report(sources.prepare_synthetic("classification", out, cases, size, seed, keep_raw, overwrite, **splitting))
+    _report(sources.prepare_synthetic("classification", out, cases, size, seed, keep_raw, overwrite, findings, **splitting))
 
 
 @app.command("synthetic-cardiac")

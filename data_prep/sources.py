@@ -12,7 +12,7 @@ from data_prep.cases import Case
 from data_prep.files import Files, opened
 from data_prep.pipeline import READER, digest, is_current, prepare, progress
 from data_prep.synthetic_cardiac import write_cardiac_ct
-from data_prep.synthetic_cxr import write_chest_xrays
+from data_prep.synthetic_cxr import Findings, write_chest_xrays
 from fedlib.config import StudyConfig, UserError
 from fedlib.data.dataset import PreparedSet, open_prepared
 
@@ -80,13 +80,15 @@ def prepare_synthetic(
     seed: int = 0,
     keep_raw: Path | None = None,
     overwrite: bool = False,
+    findings: Findings = "mild",
     **splitting: Any,
 ) -> PreparedSet:
     """Write phantoms as files in the layout of the real data, then prepare those files by the very same adapters.
 
     The raw files go to `keep_raw`, or to a temporary folder that is removed. `splitting`: fractions and split_by.
+    `findings` is for chest X-rays: mild ones are slow to learn, clear ones quick (`synthetic_cxr`).
     """
-    recipe = {"task": task, "cases": cases, "size": size, "seed": seed}
+    recipe = {"task": task, "cases": cases, "size": size, "seed": seed, "findings": findings}
     made_from = digest([READER, recipe, *splitting.items()])
     if is_current(out, made_from, overwrite) and not keep_raw:  # before anything is drawn
         return open_prepared(out)
@@ -97,8 +99,8 @@ def prepare_synthetic(
     with tempfile.TemporaryDirectory(prefix="phantoms-") as temporary:
         raw = keep_raw or Path(temporary)
         if task == "classification":
-            about |= {"source": "synthetic-cxr", "title": "synthetic chest X-ray phantoms"}
-            write_chest_xrays(raw, cases, 2 * size, seed, progress=_bar("drawing chest X-rays"))
+            about |= {"source": "synthetic-cxr", "title": f"synthetic chest X-ray phantoms with {findings} findings"}
+            write_chest_xrays(raw, cases, 2 * size, seed, findings, progress=_bar("drawing chest X-rays"))
             return prepare_class_folders(raw, out, size, about=about, **options)
         about |= {"source": "synthetic-cardiac", "title": "synthetic cardiac CT phantoms"}
         write_cardiac_ct(raw, cases, seed, progress=_bar("drawing hearts"))
@@ -113,7 +115,7 @@ def ensure(study: StudyConfig) -> PreparedSet:
         return open_prepared(out, study.task)
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.parent / f".{study.task}.lock"):
-        return prepare_synthetic(study.task, out, study.synthetic_cases, study.size, seed=0, overwrite=True)
+        return prepare_synthetic(study.task, out, study.synthetic_cases, study.size, findings=study.findings, overwrite=True)
 
 
 def _prepare_radiographs(

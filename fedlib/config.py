@@ -232,6 +232,8 @@ class TaskProfile(Training):
     """Cases of the synthetic set, made when no `data_dir` is given."""
     size: Positive
     """Side of the prepared synthetic images (pixels) or volumes (voxels)."""
+    findings: Literal["clear", "mild"] = "mild"
+    """Of the synthetic X-rays: clear ones are quick to learn, so that training ends in minutes; mild ones are slow."""
 
 
 class StudyConfig(TaskProfile, Dealing, Federation, Evidence):
