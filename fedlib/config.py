@@ -37,6 +37,10 @@ ProfileName = Literal["smoke", "quick", "full"]
 Precision = Literal["fp32", "bf16"]
 
 
+RECIPE = 2
+"""Version of what trains and scores: raise it when the same configuration gives other results (tests/test_recipe.py)."""
+
+
 class UserError(ValueError):
     """Something the user can mend: one line with the file or parameter, the value, and what was expected."""
 
@@ -91,7 +95,20 @@ class Training(_Frozen):
     """Epochs over a client's own cases in each round."""
     batch_size: Positive
     learning_rate: Annotated[float, Field(gt=0, le=1)]
-    """Peak of AdamW's learning rate; linear warm-up, then cosine to zero over the whole run."""
+    """Peak of the optimizer's learning rate."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """torch's AdamW, or SGD with momentum; begun anew in every round, in every arm."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """cosine: linear warm-up over the first tenth of the run, then cosine to zero over the rest of it."""
+    drop_last: bool = False
+    """Drop a short last batch; else batches are of nearly equal size."""
+    augmentation: Literal["affine", "authors", "none"] = "affine"
+    """affine: rotation, scaling, translation; authors: sharpness, blur and translation, for images (`data/augment.py`)."""
+    input_low: Literal[-1, 0] = -1
+    """Intensities are scaled to the range from this to 1."""
     width: Positive
     """Channels of the first layer: 64 in the ResNet18 of the literature; doubled at each level in both models."""
     unbalance_ratio: Annotated[float, Field(ge=1)]
@@ -169,7 +186,7 @@ class Evidence(_Frozen):
 
 
 class RunConfig(Training, Dealing, Federation, Evidence):
-    """One configuration with one seed. `run_id` names it: equal trainings have equal ids."""
+    """One configuration with one seed. `run_id` names it by every value that has an effect, defaults included."""
 
     task: Task
     mode: Mode
@@ -179,6 +196,8 @@ class RunConfig(Training, Dealing, Federation, Evidence):
     seed: Annotated[int, Field(ge=0)]
     data_fingerprint: str
     """The fingerprint of the prepared set: another data set is another run."""
+    recipe: int = RECIPE
+    """Version of the code's results: a run of another version is another run."""
 
     @property
     def models_apart(self) -> bool:
@@ -193,8 +212,7 @@ class RunConfig(Training, Dealing, Federation, Evidence):
             parts += [f"k{self.n_clients}", self.partition]
         if self.mode == "federated":
             parts.append(self.strategy)
-        # A field added later, at its default, leaves the id as it is.
-        content = self.model_dump(exclude_defaults=True, exclude=set(Evidence.model_fields))
+        content = self.model_dump(exclude=set(Evidence.model_fields))
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return "-".join([*parts, f"s{self.seed}", digest[:8]])
 
@@ -212,6 +230,13 @@ def native_precision() -> Precision:
         able = torch.cpu.get_capabilities()
         native = able.get("avx512_bf16") or able.get("amx_bf16")
     return "bf16" if native else "fp32"
+
+
+def precision_note(precision: Precision) -> str:
+    """Say in one line that this machine only emulates a precision; nothing where it computes it natively."""
+    if precision in ("fp32", native_precision()):
+        return ""
+    return f"precision {precision}: emulated on this machine; new runs take longer and may differ in the last digits"
 
 
 class TaskProfile(Training):
@@ -283,12 +308,14 @@ class StudyConfig(TaskProfile, Dealing, Federation, Evidence):
     def from_notebook(cls, namespace: dict[str, Any]) -> "StudyConfig":
         """Build the study of a notebook from its `globals()`, after the cell tagged `parameters`.
 
-        Papermill only warns of a parameter that the notebook does not know, so the names it injected are read back
-        from the input history: a typing error stops the notebook here instead of training the wrong thing.
+        Raises UserError on an unknown name, be it typed into that cell or injected by papermill, which only warns of it.
+        Both cells are read back from the input history.
         """
         known = {field.alias or name for name, field in cls.model_fields.items()} | set(cls.model_fields)
-        injected = {name for cell in namespace.get("In", []) if cell.startswith("# Parameters") for name in _set_in(cell)}
-        return cls.make(**{name: namespace[name] for name in known | injected if name in namespace})
+        cells = [(_assigned(cell), cell.startswith("# Parameters")) for cell in namespace.get("In", [])]
+        typed = [names for names, injected in cells if not injected and {"task", "profile", "out_dir"} <= names][-1:]
+        given = set().union(*typed, *(names for names, injected in cells if injected))
+        return cls.make(**{name: namespace[name] for name in known | given if name in namespace})
 
     def but(self, **changes: Any) -> "StudyConfig":
         """This study with other parameters. Raises what `make` raises."""
@@ -299,13 +326,20 @@ class StudyConfig(TaskProfile, Dealing, Federation, Evidence):
         """Where the prepared set is: data_dir, or the synthetic set's place under out_dir."""
         return self.data_dir or self.out_dir / "data" / self.task
 
-    def on_this_machine(self) -> "StudyConfig":
-        """This study with `precision = auto` decided, so that it stands for the same runs on every machine."""
-        return self.model_copy(update={"precision": native_precision()}) if self.precision == "auto" else self
+    def decided(self) -> "StudyConfig":
+        """Return this study with `precision = auto` decided: that of the folder's finished runs, else this machine's.
+
+        So finished runs are found wherever they were made.
+        """
+        if self.precision != "auto":
+            return self
+        finished = self.out_dir.glob(f"runs/{self.task}-*/provenance.json")  # written when a run is done
+        recorded = {json.loads(path.with_name("config.json").read_text())["precision"] for path in finished}
+        return self.model_copy(update={"precision": recorded.pop() if len(recorded) == 1 else native_precision()})
 
     def runs(self, data_fingerprint: str, modes: tuple[Mode, ...] = Mode.__args__) -> list[RunConfig]:
         """Every run of the grid, in the order it is carried out: centralized, then local and federated by K."""
-        shared = self.on_this_machine().model_dump(include={*Training.model_fields, *Evidence.model_fields}) | {
+        shared = self.decided().model_dump(include={*Training.model_fields, *Evidence.model_fields}) | {
             "task": self.task, "data_fingerprint": data_fingerprint}  # fmt: skip
         needs: dict[str, dict[str, Any]] = {
             "label_skew": {"alpha": self.alpha}, "by_group": {"group_column": self.group_column}}  # fmt: skip
@@ -349,7 +383,12 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
     return f"{name} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
-def _set_in(cell: str) -> set[str]:
-    """Names assigned at the top level of a code cell."""
-    assigned = [node for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
-    return {target.id for node in assigned for target in node.targets if isinstance(target, ast.Name)}
+def _assigned(cell: str) -> set[str]:
+    """Return the names assigned at the top level of a code cell; none where it is not plain Python."""
+    try:
+        body = ast.parse(cell).body
+    except SyntaxError:  # a magic, or a mistake that IPython has reported
+        return set()
+    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
+    targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
+    return {target.id for target in targets if isinstance(target, ast.Name)}

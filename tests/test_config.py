@@ -9,7 +9,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlib.config import ROOT, Evidence, Partition, ProfileName, RunConfig, StudyConfig, UserError, load_profile
+from fedlib.config import (
+    RECIPE,
+    ROOT,
+    Evidence,
+    Partition,
+    ProfileName,
+    RunConfig,
+    StudyConfig,
+    UserError,
+    load_profile,
+    precision_note,
+)
 from tests.helpers import ARMS, SIZES
 
 BASE = SIZES | ARMS["federated"] | {"task": "classification", "mode": "federated", "seed": 1, "data_fingerprint": "aa"}
@@ -22,6 +33,14 @@ OTHER = {
     "unbalance_ratio": 2.5,
     "precision": "bf16",
     "deterministic": False,
+    "optimizer": "sgd",
+    "momentum": 0.5,
+    "weight_decay": 0.1,
+    "schedule": "constant",
+    "drop_last": True,
+    "augmentation": "none",
+    "input_low": 0,
+    "recipe": RECIPE + 1,
     "n_clients": 4,
     "partition": "unbalanced",
     "alpha": 0.1,
@@ -73,13 +92,15 @@ def test_run_id_is_the_same_in_another_process():
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() == config.run_id
 
 
-def test_run_ids_stay_when_a_field_with_a_default_is_added():
-    class Later(RunConfig):
-        added: int = 3
+def test_a_run_id_holds_every_effective_value_and_the_recipe(monkeypatch):
+    """C9: after a changed default, or a changed version of the code's results, an older run is another run."""
 
-    assert Later(**BASE).run_id == RunConfig(**BASE).run_id
-    assert RunConfig(**BASE).run_id == "classification-federated-k2-balanced-fedavg-inprocess-s1-f2b9cc4e"
-    assert Later(**BASE, added=4).run_id != RunConfig(**BASE).run_id
+    class Later(RunConfig):
+        weight_decay: float = 0.02
+
+    assert Later(**BASE).run_id != RunConfig(**BASE).run_id
+    assert Later(**BASE, weight_decay=0.01).run_id == RunConfig(**BASE).run_id
+    assert RunConfig(**BASE, recipe=RECIPE - 1).run_id != RunConfig(**BASE).run_id
 
 
 def test_a_configuration_is_frozen():
@@ -159,6 +180,22 @@ def test_notebook_reads_its_parameters_and_finds_the_unknown_one():
         StudyConfig.from_notebook(injected)
 
 
+@pytest.mark.parametrize(
+    ("line", "hint"), [("round = 5", "'rounds'"), ('client_count = "2,4"', "'client_counts'"), ("zzz = 1", "zzz")]
+)
+def test_a_name_typed_by_hand_into_the_parameters_cell_is_checked_too(line, hint):
+    """Jupyter: nothing is injected; the cell itself has the wrong name. Corrected and run again, it is fine."""
+    cell = f'task = "classification"\nprofile = "smoke"\nout_dir = None\n{line}\n'
+    namespace = {"In": ["", "%matplotlib inline", "1 +", cell, "helper = 3"], "helper": 3}
+    exec(cell, namespace)
+    with pytest.raises(UserError, match=hint):
+        StudyConfig.from_notebook(namespace)
+    corrected = 'task = "classification"\nprofile = "smoke"\nout_dir = None\nrounds = 3\n'
+    namespace["In"].append(corrected)
+    exec(corrected, namespace)
+    assert StudyConfig.from_notebook(namespace).rounds == 3
+
+
 @pytest.mark.parametrize("profile", ProfileName.__args__)
 def test_a_profile_makes_a_study_of_each_task(profile):
     for task in ("classification", "segmentation"):
@@ -225,8 +262,24 @@ def test_auto_is_bf16_where_the_gpu_or_else_the_processor_has_it(gpu, processor,
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu or including_emulation)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
     asked = StudyConfig.make(precision="auto")
-    assert {run.precision for run in asked.runs("ff")} == {asked.on_this_machine().precision} == {expected}
+    assert {run.precision for run in asked.runs("ff")} == {asked.decided().precision} == {expected}
     assert asked.runs("ff") == asked.but(precision=expected).runs("ff"), "a run says what was really used"
+
+
+def test_auto_is_what_the_folder_s_finished_runs_have(tmp_path, monkeypatch):
+    """Results handed out from a machine with bf16 are found on a laptop without it, and one is told."""
+    study = StudyConfig.make(profile="smoke", precision="auto", out_dir=tmp_path)
+    monkeypatch.setattr("fedlib.config.native_precision", lambda: "bf16")
+    made = study.runs("ff")[0]
+    folder = tmp_path / "runs" / made.run_id
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(made.model_dump_json())
+    monkeypatch.setattr("fedlib.config.native_precision", lambda: "fp32")
+    assert study.runs("ff")[0].precision == "fp32", "a run that was only begun decides nothing"
+    (folder / "provenance.json").write_text("{}")
+    assert study.runs("ff")[0].run_id == made.run_id
+    assert "bf16" in precision_note("bf16")
+    assert precision_note("fp32") == ""
 
 
 def test_a_run_holds_a_precision_and_no_wish():

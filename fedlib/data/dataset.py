@@ -8,7 +8,6 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,26 +63,33 @@ class PreparedSet:
         """Row numbers of the cases in split `train`, `val` or `test`."""
         return np.flatnonzero(self.cases["split"].to_numpy() == name)
 
-    def tensors(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-        """Read cases from disk: images float32 in [-1, 1], (B, 1, ...), and labels int64, (B,) or (B, 1, ...).
+    def tensors(
+        self, rows: np.ndarray, device: torch.device | str = "cpu", low: float = -1
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read cases from disk: images float32 in [low, 1], (B, 1, ...), and labels int64, (B,) or (B, 1, ...).
 
-        To a GPU they go as the bytes that they are, a quarter of floats, and without waiting for it.
+        GPU transfers use uint8, a quarter of float32, pinned and asynchronous.
         """
         images, labels = (torch.from_numpy(array[rows]) for array in (self.images, self.labels))
         if torch.device(device).type == "cuda":
             images, labels = (tensor.pin_memory().to(device, non_blocking=True) for tensor in (images, labels))
-        images, labels = images.float().mul_(2 / 255).sub_(1), labels.long()
+        images, labels = images.float().mul_((1 - low) / 255).add_(low), labels.long()
         return images, labels if labels.ndim == 1 else labels.unsqueeze(1)  # segmentation: (B, X, Y, Z) -> (B, 1, ...)
 
 
-def batches(rows: np.ndarray, batch_size: int, generator: torch.Generator | None = None) -> Iterator[np.ndarray]:
+def batches(
+    rows: np.ndarray, batch_size: int, generator: torch.Generator | None = None, drop_last: bool = False
+) -> list[np.ndarray]:
     """Cut rows into batches of nearly equal size, at most `batch_size`; shuffled when a generator is given.
 
-    Equal sizes instead of a short last batch: BatchNorm cannot work on a batch of one.
+    Equal sizes instead of a short last batch: BatchNorm cannot train on a batch of one. With `drop_last` every batch is
+    full and the rest is dropped, unless there is less than one batch.
     """
     if generator is not None:
         rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
-    yield from np.array_split(rows, -(-len(rows) // batch_size))
+    if drop_last and len(rows) >= batch_size:
+        return np.split(rows[: len(rows) // batch_size * batch_size], len(rows) // batch_size)
+    return np.array_split(rows, -(-len(rows) // batch_size))
 
 
 def deal_groups(sizes: pd.Series, fractions: np.ndarray, rng: np.random.Generator) -> dict:

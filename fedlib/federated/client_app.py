@@ -24,7 +24,7 @@ from fedlib.config import RunConfig, UserError
 from fedlib.data.dataset import PreparedSet, open_prepared
 from fedlib.data.files import write_atomically
 from fedlib.data.partition import clients_of
-from fedlib.federated.privacy import local_privacy
+from fedlib.federated.privacy import local_privacy, seed_noise
 from fedlib.federated.strategies import CONTROL, ControlVariate, proximal_term
 from fedlib.training.loop import evaluate, initial_model, train_round
 from fedlib.training.run_store import State, software
@@ -145,10 +145,10 @@ def report_errors(message: Message, context: Context, call_next: ClientAppCallab
 def local_dp(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Mod: apply local differential privacy where the run asks for it."""
     config = run_config_of(message)
-    if config.privacy == "local":
-        mod = local_privacy(config, client_id(context), int(message.content["config"]["server-round"]))
-        return mod(message, context, call_next)
-    return call_next(message, context)
+    if config.privacy != "local":
+        return call_next(message, context)
+    seed_noise(config, client_id(context), int(message.content["config"]["server-round"]))
+    return local_privacy(config)(message, context, call_next)
 
 
 @client_app.query(mods=[report_errors])

@@ -13,9 +13,7 @@ federation must not seed it.
 """
 
 import numpy as np
-from flwr.app import Context, Message
 from flwr.clientapp.mod import LocalDpMod
-from flwr.clientapp.typing import ClientAppCallable
 from flwr.serverapp import GaussianPrivacyEvent, NeighboringRelation, PrivacyConfig, RdpAccountant, SamplingMethod
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
 
@@ -29,24 +27,14 @@ def central_privacy(config: RunConfig, strategy: FedAvg) -> DifferentialPrivacyS
     return DifferentialPrivacyServerSideFixedClipping(strategy, config.noise_multiplier, config.clipping_norm, sampled)
 
 
-def local_privacy(config: RunConfig, client: int, round_number: int):
-    """Return Flower's mod that clips a client's update and adds noise, seeded for this run, client and round.
+def local_privacy(config: RunConfig) -> LocalDpMod:
+    """Return Flower's mod that clips a client's update and adds noise.
 
     Two updates of the clipping norm C are at most 2 C apart: the sensitivity. Flower asks for an epsilon of one release and
     makes sigma = 2 C sqrt(2 ln(1.25 / delta)) / epsilon of it; the one given here yields sigma = 2 C noise_multiplier.
     """
     epsilon = float(np.sqrt(2 * np.log(1.25 / DELTA))) / config.noise_multiplier
-    protect = LocalDpMod(config.clipping_norm, 2 * config.clipping_norm, epsilon, DELTA)
-
-    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        def train_then_seed(message: Message, context: Context) -> Message:
-            reply = call_next(message, context)
-            seed_noise(config, client, round_number)
-            return reply
-
-        return protect(message, context, train_then_seed)
-
-    return mod
+    return LocalDpMod(config.clipping_norm, 2 * config.clipping_norm, epsilon, DELTA)
 
 
 def epsilon_after(config: RunConfig, rounds: int) -> float:
@@ -62,5 +50,8 @@ def epsilon_after(config: RunConfig, rounds: int) -> float:
 
 
 def seed_noise(config: RunConfig, client: int, round_number: int) -> None:
-    """Seed NumPy's global generator, which Flower's mechanisms use; the server counts as client `n_clients`."""
+    """Seed NumPy's global generator, which Flower's mechanisms use and training does not.
+
+    The server counts as client `n_clients`.
+    """
     np.random.seed(stream_seed(config.seed, client, round_number) % 2**32)

@@ -182,7 +182,8 @@ def query_nodes(grid: Grid, messages: list[Message], timeout: float) -> list[Mes
     if faults or len(replies) < len(messages):
         missing = len(messages) - len(replies)
         faults += [f"{missing} of {len(messages)} nodes: no reply within {timeout:g} s"] * bool(missing)
-        raise FederationError(f"before or after the rounds: {'; '.join(faults)}")
+        when = "before the first round" if messages[0].metadata.message_type == "query" else "after the last round"
+        raise FederationError(f"{when}: {'; '.join(faults)}")
     return replies
 
 

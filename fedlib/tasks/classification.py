@@ -7,7 +7,7 @@ from monai.networks.utils import replace_modules
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_recall
 
 from fedlib.config import RunConfig
-from fedlib.data.augment import random_affine
+from fedlib.data.augment import random_affine, random_appearance
 from fedlib.data.dataset import PreparedSet
 
 METRICS = ("accuracy", "sensitivity")
@@ -53,10 +53,14 @@ def loss_function() -> torch.nn.Module:
 
 
 def augment(
-    images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, data: PreparedSet
+    images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, data: PreparedSet, config: RunConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate, scale and translate images a little (*chosen*). No mirror image: the heart is on the left."""
-    return random_affine(images, None, generator, degrees=8, scale=0.08, shift=0.04)[0], labels
+    """Augment images as the config says (affine: *chosen*). No mirror image: the heart is on the left."""
+    if config.augmentation == "affine":
+        images, _ = random_affine(images, None, generator, degrees=8, scale=0.08, shift=0.04, low=config.input_low)
+    elif config.augmentation == "authors":
+        images = random_appearance(images, generator, config.input_low)
+    return images, labels
 
 
 def training_metric(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -47,13 +47,16 @@ def loss_function() -> torch.nn.Module:
 
 
 def augment(
-    images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, data: PreparedSet
+    images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, data: PreparedSet, config: RunConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotate (in the plane of the slices), scale and translate image and label together (*chosen*).
 
     No mirror image: which side the heart is on is anatomy.
     """
-    return random_affine(images, labels, generator, degrees=10, scale=0.1, shift=0.05, spacing=data.spacing_mm)
+    if config.augmentation == "none":
+        return images, labels
+    limits = {"degrees": 10, "scale": 0.1, "shift": 0.05}
+    return random_affine(images, labels, generator, **limits, spacing=data.spacing_mm, low=config.input_low)
 
 
 def training_metric(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

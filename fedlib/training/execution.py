@@ -12,7 +12,7 @@ from fedlib import tasks
 from fedlib.config import DELTA, EPSILON_COVERS, RunConfig
 from fedlib.data.dataset import PreparedSet
 from fedlib.data.partition import clients_of
-from fedlib.training.loop import device, evaluate, initial_model, train_round, weights_of
+from fedlib.training.loop import device, evaluate, forward, initial_model, kernels, train_round, weights_of
 from fedlib.training.run_store import Run, RunRecord, RunStore, provenance, state_sha256
 
 Train = Callable[[RunConfig, PreparedSet, RunRecord], None]
@@ -56,8 +56,9 @@ def predict(run: Run, data: PreparedSet, rows: np.ndarray) -> np.ndarray:
 
     Where each client has its own model, that of the first."""
     model = load_model(run, data, 0 if run.config.models_apart else None).eval()
-    images, _ = data.tensors(rows, device())
-    return model(images).argmax(1).cpu().numpy()
+    images, _ = data.tensors(rows, device(), run.config.input_low)
+    with kernels(run.config):
+        return forward(model, images, run.config).argmax(1).cpu().numpy()
 
 
 def train_locally(config: RunConfig, data: PreparedSet, record: RunRecord) -> None:

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 import torch
-from torch.optim.adamw import adamw
 
 from fedlib import tasks
 from fedlib.config import RunConfig, UserError
@@ -22,9 +21,7 @@ from fedlib.data.dataset import PreparedSet, batches
 
 WARM_UP = 0.1
 """Share of the run over which the learning rate rises (*chosen*)."""
-WEIGHT_DECAY = 0.01
-"""Of AdamW (*chosen*). All else in it is as torch has it."""
-torch.utils.deterministic.fill_uninitialized_memory = False  # it looks for bugs, and we read no memory before it is written
+torch.utils.deterministic.fill_uninitialized_memory = False  # no memory is read before it is written
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS has no deterministic kernels
 
 
@@ -39,13 +36,6 @@ def initial_model(config: RunConfig, data: PreparedSet) -> torch.nn.Module:
         torch.manual_seed(config.seed)
         model = tasks.get(config.task).build_model(config, len(data.classes))
     return model.to(device(), memory_format=layout(config))
-
-
-def working_copy(tensor: torch.Tensor, config: RunConfig) -> torch.Tensor:
-    """A copy of a model's tensor where and as training wants it: on the device, convolutions' weights channels last."""
-    form = layout(config)
-    convolution = tensor.ndim == (4 if form is torch.channels_last else 5)
-    return tensor.to(device(), copy=True, memory_format=form if convolution else torch.preserve_format)
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -64,7 +54,7 @@ def train_round(
 ) -> dict[str, float]:
     """Train `model` in place for one round (from 1): local_epochs passes over `rows`, with augmentation.
 
-    The order and the augmentation come from a generator of this seed, client and round alone, so that neither the engine nor
+    The order and the augmentation come from a generator of this seed, client and round alone, so that neither the runtime nor
     the order of clients can change the result. `adjust` is called when the gradients of a step are there, before they are
     used: the client's half of a strategy changes them in place.
     Returns n (cases), loss and the task's training metric (means over the samples seen), and seconds.
@@ -72,22 +62,22 @@ def train_round(
     """
     task, began = tasks.get(config.task), time.perf_counter()
     generator = torch.Generator().manual_seed(stream_seed(config.seed, client, round_number))
-    optimizer = AdamW(model)
-    loss_function = task.loss_function()
-    plan = [batch for _ in range(config.local_epochs) for batch in batches(rows, config.batch_size, generator)]
+    optimizer, loss_function = make_optimizer(model, config), task.loss_function()
+    cuts = (batches(rows, config.batch_size, generator, config.drop_last) for _ in range(config.local_epochs))
+    plan = [batch for epoch in cuts for batch in epoch]
     totals = torch.zeros(2, device=device())  # read once, at the end: a GPU must not be waited for at every step
     model.train()
     with kernels(config):
         for step, batch in enumerate(plan):
-            images, labels = task.augment(*data.tensors(batch, device()), generator, data)
-            with arithmetic(config):
-                logits = model(images.contiguous(memory_format=layout(config)))
-                loss = loss_function(logits.float(), labels)
-            model.zero_grad()
+            images, labels = task.augment(*data.tensors(batch, device(), config.input_low), generator, data, config)
+            logits = forward(model, images, config)
+            loss = loss_function(logits, labels)
+            optimizer.zero_grad()
             loss.backward()
             if adjust:
                 adjust()
-            optimizer.step(learning_rate(config, round_number - 1 + (step + 0.5) / len(plan)))
+            optimizer.param_groups[0]["lr"] = learning_rate(config, round_number - 1 + (step + 0.5) / len(plan))
+            optimizer.step()
             totals += len(batch) * torch.stack([loss.detach(), task.training_metric(logits.detach(), labels)])
     loss, metric = (totals / sum(map(len, plan))).tolist()
     if not math.isfinite(loss):
@@ -95,24 +85,18 @@ def train_round(
     return {"n": len(rows), "loss": loss, task.TRAINING_METRIC: metric, "seconds": time.perf_counter() - began}
 
 
-class AdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019): torch's own, as the function that it is.
+def make_optimizer(model: torch.nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    """Return torch's optimizer for one round; the learning rate is set at every step."""
+    options = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), **options)
+    return torch.optim.SGD(model.parameters(), momentum=config.momentum, **options)
 
-    The class torch.optim.AdamW ends with the same bits, but imports torch's compiler, a second in every process that trains.
-    """
 
-    def __init__(self, model: torch.nn.Module):
-        self.parameters = list(model.parameters())
-        self.means, self.squares = ([torch.zeros_like(parameter) for parameter in self.parameters] for _ in range(2))
-        self.steps = [torch.zeros((), device=parameter.device) for parameter in self.parameters]
-
-    @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """Move every parameter by its gradient, at this learning rate."""
-        gradients = [parameter.grad for parameter in self.parameters]
-        state, constants = (self.means, self.squares, [], self.steps), {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
-        constants |= {"lr": rate, "weight_decay": WEIGHT_DECAY, "amsgrad": False, "maximize": False}
-        adamw(self.parameters, gradients, *state, fused=True, **constants)
+def forward(model: torch.nn.Module, images: torch.Tensor, config: RunConfig) -> torch.Tensor:
+    """Return the model's logits (float32) in the run's precision."""
+    with torch.autocast(device().type, torch.bfloat16, enabled=config.precision == "bf16"):
+        return model(images.contiguous(memory_format=layout(config))).float()
 
 
 @torch.inference_mode()
@@ -124,15 +108,20 @@ def evaluate(
     model.eval()
     tables = []
     for batch in batches(rows, 4 * config.batch_size):
-        images, _ = data.tensors(batch, device())
-        with kernels(config), arithmetic(config):
-            logits = model(images.contiguous(memory_format=layout(config)))
-        tables.append(task.score_cases(data, batch, logits.float().cpu(), final))
+        images, _ = data.tensors(batch, device(), config.input_low)
+        with kernels(config):
+            logits = forward(model, images, config).cpu()
+        tables.append(task.score_cases(data, batch, logits, final))
     return pd.concat(tables, ignore_index=True)
 
 
 def learning_rate(config: RunConfig, rounds_done: float) -> float:
-    """Linear warm-up to the peak, then cosine to zero at the end of the last round (Loshchilov and Hutter, 2017)."""
+    """Return the rate at this point of the run, in rounds: constant, or linear warm-up to the peak and then cosine to zero.
+
+    Source: Loshchilov and Hutter, 2017 (cosine).
+    """
+    if config.schedule == "constant":
+        return config.learning_rate
     progress = rounds_done / config.rounds
     if progress < WARM_UP:
         return config.learning_rate * progress / WARM_UP
@@ -147,13 +136,6 @@ def stream_seed(seed: int, client: int, round_number: int) -> int:
 def layout(config: RunConfig) -> torch.memory_format:
     """Channels last: the same numbers, half as fast again on a CPU."""
     return torch.channels_last if config.task == "classification" else torch.channels_last_3d
-
-
-@contextmanager
-def arithmetic(config: RunConfig) -> Iterator[None]:
-    """The run's precision: bf16 by autocast, or fp32."""
-    with torch.autocast(device().type, torch.bfloat16, enabled=config.precision == "bf16"):
-        yield
 
 
 @contextmanager

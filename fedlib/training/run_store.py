@@ -274,7 +274,7 @@ def remember_study(study: StudyConfig, data: PreparedSet) -> None:
     known = json.loads(path.read_text()) if path.exists() else {}
     described = {name: data.manifest[name] for name in KEPT if name in data.manifest} | {"fingerprint": data.fingerprint}
     described |= {split: len(data.split(split)) for split in ("train", "val", "test")}
-    known[study.task] = {"study": json.loads(study.on_this_machine().model_dump_json(by_alias=True)), "data": described}
+    known[study.task] = {"study": json.loads(study.decided().model_dump_json(by_alias=True)), "data": described}
     write_atomically(path, json.dumps(known, indent=2))
 
 

@@ -21,7 +21,7 @@ import torch
 from fedlib import tasks
 from fedlib.config import RunConfig, StudyConfig
 from fedlib.data.dataset import PreparedSet, batches
-from fedlib.training.loop import arithmetic, device, evaluate, initial_model, layout, train_round
+from fedlib.training.loop import device, evaluate, initial_model, layout, train_round
 from tests.bench import plain
 from tests.bench.contenders import model_of
 from tests.bench.harness import prepared, ratio, show, side_by_side, write
@@ -50,7 +50,7 @@ def bare(config: RunConfig, data: PreparedSet) -> Callable[[], None]:
 
     def epoch() -> None:
         for images, labels in there * config.local_epochs:
-            with arithmetic(config):
+            with torch.autocast(device().type, torch.bfloat16, enabled=config.precision == "bf16"):
                 logits = model(images)
             loss = loss_function(logits.float(), labels)
             optimizer.zero_grad()

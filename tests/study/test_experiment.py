@@ -11,7 +11,6 @@ from fedlib import tasks
 from fedlib.data.dataset import PreparedSet
 from fedlib.study import experiment
 from fedlib.training import execution
-from fedlib.training.loop import AdamW
 from fedlib.training.run_store import RunStore
 from tests.helpers import outcome, run_config
 
@@ -50,7 +49,7 @@ def test_modes_end_differently(data, tmp_path):
 @pytest.mark.parametrize("mode", MODES)
 def test_every_arm_has_the_same_budget_and_learns_from_training_cases_only(data, tmp_path, monkeypatch, mode):
     config, steps, learnt = run_config(data, mode, local_epochs=2), [], []
-    read, step = PreparedSet.tensors, AdamW.step
+    read, step = PreparedSet.tensors, torch.optim.AdamW.step
 
     def watched(own, rows, *where):
         if not torch.is_inference_mode_enabled():  # scoring reads other splits
@@ -58,7 +57,7 @@ def test_every_arm_has_the_same_budget_and_learns_from_training_cases_only(data,
         return read(own, rows, *where)
 
     monkeypatch.setattr(PreparedSet, "tensors", watched)
-    monkeypatch.setattr(AdamW, "step", lambda own, *given: steps.append(1) or step(own, *given))
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda own, *given: steps.append(1) or step(own, *given))
     experiment.run(config, data, RunStore(tmp_path))
     epochs = config.rounds * config.local_epochs
     assert sorted(learnt) == sorted(np.repeat(data.split("train"), epochs).tolist())

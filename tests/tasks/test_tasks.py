@@ -12,6 +12,7 @@ from scipy import ndimage
 from fedlib import tasks
 from fedlib.config import StudyConfig
 from fedlib.tasks import classification, segmentation
+from tests.helpers import run_config
 
 
 def test_both_tasks_export_the_same_names():
@@ -148,7 +149,9 @@ def test_a_better_segmentation_has_a_lower_loss():
 def test_augmentation_keeps_shapes_and_labels(prepared, task):
     data = prepared[task]
     pictures, labels = data.tensors(data.split("train")[:4])
-    moved, moved_labels = tasks.get(task).augment(pictures, labels, torch.Generator().manual_seed(0), data)
+    moved, moved_labels = tasks.get(task).augment(
+        pictures, labels, torch.Generator().manual_seed(0), data, run_config(data, "centralized")
+    )
     assert moved.shape == pictures.shape
     assert not torch.equal(moved, pictures)
     assert moved_labels.shape == labels.shape

@@ -8,8 +8,8 @@ import torch
 
 from fedlib import tasks
 from fedlib.config import UserError
-from fedlib.data.dataset import PreparedSet, describe
-from fedlib.training.loop import WEIGHT_DECAY, AdamW, evaluate, initial_model, learning_rate, stream_seed, train_round
+from fedlib.data.dataset import PreparedSet, batches, describe
+from fedlib.training.loop import evaluate, initial_model, learning_rate, make_optimizer, stream_seed, train_round
 from fedlib.training.run_store import state_sha256
 from tests.helpers import python, run_config
 
@@ -49,9 +49,9 @@ def test_the_initial_model_comes_from_the_seed_and_leaves_the_global_generator_a
 
 def test_every_case_is_seen_once_an_epoch(data, monkeypatch):
     config, seen, steps = run_config(data, "centralized", local_epochs=3), [], []
-    read, step = PreparedSet.tensors, AdamW.step
-    monkeypatch.setattr(PreparedSet, "tensors", lambda own, rows, device: seen.extend(rows) or read(own, rows, device))
-    monkeypatch.setattr(AdamW, "step", lambda own, *given: steps.append(1) or step(own, *given))
+    read, step = PreparedSet.tensors, torch.optim.AdamW.step
+    monkeypatch.setattr(PreparedSet, "tensors", lambda own, rows, *where: seen.extend(rows) or read(own, rows, *where))
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda own, *given: steps.append(1) or step(own, *given))
     rows = data.split("train")[1:]
     done = train_round(initial_model(config, data), data, rows, config, 0, 1)
     assert sorted(seen) == sorted(np.repeat(rows, 3))
@@ -59,38 +59,30 @@ def test_every_case_is_seen_once_an_epoch(data, monkeypatch):
     assert done["n"] == len(rows)
 
 
-def test_our_optimiser_ends_with_the_bits_of_torch_s(data):
-    config, rates = run_config(data, "centralized"), (0.001, 0.01, 0.003)
-    own, other = initial_model(config, data), initial_model(config, data)
-    optimiser, torch_s = AdamW(own), torch.optim.AdamW(other.parameters(), weight_decay=WEIGHT_DECAY, fused=True)
-    for rate in rates:
-        for model in (own, other):
-            model.zero_grad()
-            model(data.tensors(data.split("train")[:4])[0]).square().mean().backward()
-        torch_s.param_groups[0]["lr"] = rate
-        optimiser.step(rate)
-        torch_s.step()
-    assert state_sha256(own.state_dict()) == state_sha256(other.state_dict())
+@pytest.mark.parametrize(
+    ("changes", "kind", "options"),
+    [
+        ({}, torch.optim.AdamW, {"weight_decay": 0.01, "lr": 0.001}),
+        ({"optimizer": "sgd", "weight_decay": 0}, torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0, "lr": 0.001}),
+    ],
+)
+def test_the_optimizer_is_torch_s_with_the_config_s_values(images, changes, kind, options):
+    config = run_config(images, "centralized", **changes)
+    optimizer = make_optimizer(initial_model(config, images), config)
+    assert type(optimizer) is kind
+    assert {name: optimizer.defaults[name] for name in options} == options
 
 
-TRAIN = """
-import sys
-from fedlib.config import RunConfig
-from fedlib.data.dataset import open_prepared
-from fedlib.training.loop import evaluate, initial_model, train_round
-
-config, data = RunConfig.model_validate_json(sys.argv[1]), open_prepared(sys.argv[2])
-model = initial_model(config, data)
-train_round(model, data, data.split("train"), config, 0, 1)
-evaluate(model, data, data.split("val"), config)
-print("torch._dynamo" in sys.modules)
-"""
+def test_a_constant_schedule_is_constant(images):
+    config = run_config(images, "centralized", schedule="constant")
+    assert {learning_rate(config, done) for done in (0, 0.1, 1, 2)} == {config.learning_rate}
 
 
-def test_no_process_that_trains_or_scores_imports_torch_s_compiler(data):
-    """It takes a second or two. torch's optimisers and `torch.use_deterministic_algorithms` would import it."""
-    done = python("-c", TRAIN, run_config(data, "centralized").model_dump_json(), data.folder)
-    assert done.stdout == "False\n", done.stderr
+def test_a_short_last_batch_is_dropped_where_the_config_says_so(images):
+    config, rows = run_config(images, "centralized", drop_last=True, batch_size=8), images.split("train")[:19]
+    assert train_round(initial_model(config, images), images, rows, config, 0, 1)["n"] == 19
+    assert [len(batch) for batch in batches(rows, 8, None, drop_last=True)] == [8, 8]
+    assert [len(batch) for batch in batches(rows[:5], 8, None, drop_last=True)] == [5], "less than a batch is one"
 
 
 def test_training_learns(data):

@@ -19,6 +19,7 @@ MODES = ("centralized", "local", "federated")
 KILLED = """
 import os, signal, sys
 import fedlib.federated.client_app
+from fedlib.study import experiment
 from fedlib.training import execution
 from fedlib.config import RunConfig
 from fedlib.data.dataset import open_prepared
@@ -54,7 +55,7 @@ def turns(monkeypatch):
         seen.append((client, number))
         return original(model, data, rows, config, client, number, *more)
 
-    monkeypatch.setattr(experiment, "train_round", train_round)
+    monkeypatch.setattr(execution, "train_round", train_round)
     monkeypatch.setattr(fedlib.federated.client_app, "train_round", train_round)
     return seen
 
