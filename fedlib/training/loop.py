@@ -54,8 +54,8 @@ def train_round(
 ) -> dict[str, float]:
     """Train `model` in place for one round (from 1): local_epochs passes over `rows`, with augmentation.
 
-    The order and the augmentation come from a generator of this seed, client and round alone, so that neither the runtime nor
-    the order of clients can change the result. `adjust` is called when the gradients of a step are there, before they are
+    The order and the augmentation come from a generator of this seed, client and round alone, so neither the runtime nor the
+    order of clients can change the result. `adjust` is called when the gradients of a step are there, before they are
     used: the client's half of a strategy changes them in place.
     Returns n (cases), loss and the task's training metric (means over the samples seen), and seconds.
     Raises UserError when the loss is not finite.

@@ -1,5 +1,6 @@
 """The run store: readable at any moment, whole after any crash, and the same after a resume."""
 
+import json
 import os
 import threading
 
@@ -187,11 +188,22 @@ def test_files_and_columns_of_a_finished_run(images, tmp_path):
         assert {"round", "accuracy", "seconds", "bytes_up", "bytes_down"} <= set(run.rounds)
         assert {"round", "client", "n", "loss", "seconds", "bytes_up", "bytes_down"} <= set(run.clients)
         assert len(run.clients) == run.config.rounds * run.config.n_clients
-        recorded = {"weights_sha256", "data_fingerprint", "seed", "device", "threads", "versions", "commit"}
+        recorded = {"weights_sha256", "data_fingerprint", "seed", "device", "threads", "versions", "commit", "code_sha256"}
         assert recorded <= set(run.provenance)
     row = {"task", "mode", "n_clients", "partition", "strategy", "seed", "n_train", "n_test"}
     assert row | {"accuracy", "sensitivity", "seconds", "bytes", "weights_sha256"} <= set(store.results())
     assert len(store.results()) == 3
+
+
+def test_a_run_with_settings_of_another_version_is_refused_in_one_line(images, tmp_path):
+    record = RunStore(tmp_path).begin(run_config(images, "federated"))
+    path = record.folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"engine": "ray", "transport": "fp16"}))
+    (run,) = RunStore(tmp_path).all()
+    with pytest.raises(
+        UserError, match=r"config.json: of another version of this project \(unknown .*\); remove the folder"
+    ):
+        run.config.model_dump()
 
 
 def finished(images, tmp_path, mode="federated"):
