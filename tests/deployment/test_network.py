@@ -89,10 +89,10 @@ def test_what_clients_kept_of_a_run_does_not_change_the_same_run_in_another_fold
 
 def test_a_node_that_is_back_within_seconds_is_refused_as_one_with_an_unknown_key_is(federation):
     hospital, node = federation.hospitals[1], "Hospital: node (stays in the foreground)"
+    federation.nodes[1].signal(signal.SIGKILL)
+    hospital.start(node).wait_for(REFUSED)
     stranger = {"hospital_b": "stranger"}
     hospital.run("Hospital: key", stranger)
     hospital.start(node, stranger).wait_for(REFUSED)
-    federation.nodes[1].signal(signal.SIGKILL)
-    hospital.start(node).wait_for(REFUSED)
     until(federation.a_node_is_offline, "the SuperLink still counts on the node", every=5)
     federation.nodes[1] = federation.start_node(hospital)
