@@ -20,6 +20,8 @@ STYLE = (TEMPLATES / "style.css").read_text()
 BACK = ("../index.html", "Back to the study")
 LOOKS = {"equivalent": "good", "superior": "good", "non-inferior": "good", "inconclusive": "", "inferior": "bad"}
 """Verdicts, and their classes in style.css."""
+NUMBERS = re.compile(r"[-+\d.,;%()\[\]–e\s]*|nan|inf|True|False")
+"""A cell of numbers, with an interval or without; all else is words, hashes included."""
 MATH = re.compile(
     r"(?P<code>```.*?```|`[^`\n]*`)|(?<!\\)\$\$(?P<block>.+?)(?<!\\)\$\$|(?P<environment>\\begin\{(\w+\*?)\}.*?\\end\{\4\})"
     r"|(?<![\\$])\$(?P<inline>[^$]+?)(?<!\\)\$",
@@ -129,6 +131,6 @@ def _align(frame: Tag) -> None:
     if frame.find(["th", "td"], rowspan=True) or len({len(cells) for cells in rows}) != 1:
         return
     for column in zip(*rows, strict=True):
-        if any(re.search(r"[A-Za-z]{4}", cell.get_text()) for cell in column if not cell.find_parent("thead")):
+        if not all(NUMBERS.fullmatch(cell.get_text(strip=True)) for cell in column if not cell.find_parent("thead")):
             for cell in column:
                 cell["class"] = ["text"]

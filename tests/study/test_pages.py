@@ -85,6 +85,14 @@ def test_a_cell_never_says_nan():
     assert [cell.get_text() for cell in text.tbody.find_all(["th", "td"])] == ["x", "", "0.123"]
 
 
+def test_numbers_are_on_the_right_and_words_and_hashes_can_break():
+    frame = pd.DataFrame(
+        {"arm": ["a"], "score": ["0.8 [0.7, 0.9]"], "change": ["-1e-3"], "sha": ["0a1b" * 16], "why": ["no"]}
+    )
+    cells = BeautifulSoup(pages.table(frame), "html.parser").select("td")
+    assert ["text" in cell.get("class", []) for cell in cells] == [False, False, True, True]
+
+
 def test_code_is_no_mathematics(tmp_path):
     soup = rendered(tmp_path, v4.new_markdown_cell("# Costs\n\n`$HOME` and $x$\n\n```sh\necho $A $B\n```\n\n## Then"))
     assert [code.get_text().strip() for code in soup.find_all(["code", "pre"])] == ["$HOME", "echo $A $B"]
