@@ -224,6 +224,6 @@ class _History:
         else:
             for metric, colour, marker in zip(self.metrics, INKS, "os", strict=False):
                 axis.plot(range(1, len(cases) + 1), cases[metric], marker, color=colour, label=tasks.NAMES[metric])
-            axis.set(title="DSC of the average", xlabel="validation volume")
+            axis.set(title="DSC of the average", xlabel="validation volume", xlim=(0.5, len(cases) + 0.5))
             axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(loc="upper left", ncols=2, fontsize=8)

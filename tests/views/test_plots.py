@@ -72,6 +72,13 @@ def test_a_figure_is_an_image_with_a_white_ground_and_its_width(draw):
     assert picture.width <= 640, "a phone shows it at half its size or more"
 
 
+def test_the_same_runs_give_the_same_figure_and_no_random_number_is_drawn(draw):
+    """The fault of jitter: pages that were rendered again differed, and a student's random numbers moved."""
+    state = np.random.get_state()[1].tolist()
+    assert draw().png(1) == draw().png(1)
+    assert np.random.get_state()[1].tolist() == state
+
+
 def test_no_words_are_clipped(draw):
     figure = draw().figure
     figure.draw_without_rendering()

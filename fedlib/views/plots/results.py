@@ -188,7 +188,7 @@ def spread(runs: list[Run], metric: str) -> Picture:
         "palette": COLOURS,
         "ax": axis,
     }
-    sns.stripplot(local, dodge=True, size=5, legend=False, **look)
+    sns.stripplot(local, dodge=True, jitter=False, size=5, alpha=0.6, legend=False, **look)
     if len(together):
         sns.pointplot(together, dodge=0.4, markers="_", ms=22, ls="", errorbar=None, legend=False, **look)
     for partition in partitions:
