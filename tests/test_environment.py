@@ -60,10 +60,9 @@ def test_every_module_that_is_imported_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     spelled = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "bs4": "beautifulsoup4", "IPython": "ipython"}
     imported = {name.split(".")[0] for path in MODULES + sorted((ROOT / "data_prep").glob("*.py")) for name in imports(path)}
-    outside = {
-        canonical(spelled.get(name, name)) for name in imported - set(sys.stdlib_module_names) - {"fedlib", "data_prep"}
-    }
-    declared = [*project["dependencies"], *project["optional-dependencies"]["ray"]]
+    outside = {canonical(spelled.get(name, name)) for name in imported - {*sys.stdlib_module_names, "fedlib", "data_prep"}}
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *extras["ray"], *extras["download"]]
     assert outside - {canonical(name) for name in declared} == set()
 
 

@@ -226,9 +226,11 @@ def test_one_person_and_one_class_however_they_are_written(tmp_path, prepared, f
 def test_one_class_and_one_person_in_folders_and_headers_of_two_forms(tmp_path, prepared):
     names = [unicodedata.normalize(form, "Häufig") for form in ("NFC", "NFD")]
     people = [unicodedata.normalize(form, "Zoë") for form in ("NFC", "NFD")]
-    contents = {f"{names[n % 2]}/{n}.dcm": dicom(raw.picture(n), PatientID=f"{people[n % 2]}{n // 2}") for n in range(12)}
-    write(tmp_path / "raw", contents | {f"Selten/{n}.png": png(50 + n) for n in range(6)})
-    assert prepared()[0].classes == ["Häufig", "Selten"]
+    headers = [{"SpecificCharacterSet": "ISO_IR 192", "PatientID": f"{people[n % 2]}{n // 2}"} for n in range(12)]
+    write(tmp_path / "raw", {f"{names[n % 2]}/{n}.dcm": dicom(raw.picture(n), **headers[n]) for n in range(12)})
+    data, _ = prepared(folder=write(tmp_path / "raw", {f"Selten/{n}.png": png(50 + n) for n in range(6)}))
+    assert data.classes == ["Häufig", "Selten"]
+    assert data.cases["patient"].nunique() == 6 + 6
 
 
 def test_one_heart_and_one_label_whatever_the_form_of_their_names(tmp_path, prepared):

@@ -4,7 +4,7 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data_prep.duplicates import COLUMNS
@@ -46,6 +46,7 @@ def groups_of(cases, pairs):
     return [[name for name in part if isinstance(name, str)] for part in nx.connected_components(graph)]
 
 
+@settings(deadline=None)
 @given(manifests(), st.integers(0, 9))
 def test_groups_stay_whole_classes_are_in_every_split_and_fractions_are_kept(drawn, seed):
     cases, pairs = drawn
@@ -65,6 +66,7 @@ def test_groups_stay_whole_classes_are_in_every_split_and_fractions_are_kept(dra
         assert (split == name).sum() - fraction * len(cases) <= largest * strata + 1e-9
 
 
+@settings(deadline=None)
 @given(manifests(), st.integers(0, 9))
 def test_the_same_seed_gives_the_same_splits_in_whatever_order_pairs_came(drawn, seed):
     cases, pairs = drawn
