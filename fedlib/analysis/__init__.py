@@ -12,7 +12,7 @@ counts as independent evidence. Margins and significance are set in the configur
 """
 
 from fedlib.analysis.arms import absences, arm_name, check_comparable, check_integrity
-from fedlib.analysis.comparison import client_trend, compare, federated_vs_local, partition_effect
+from fedlib.analysis.comparison import client_trend, compare, federated_vs_local, partition_effect, training_table
 from fedlib.analysis.inference import interval, verdict
 from fedlib.analysis.paper import answer, paper_table, protocol, settings
 from fedlib.analysis.scores import calibration, class_scores, client_scores, confusion, seed_spread, structure_scores
@@ -21,5 +21,5 @@ from fedlib.analysis.tables import readable
 __all__ = [
     "absences", "answer", "arm_name", "calibration", "check_comparable", "check_integrity", "class_scores",
     "client_scores", "client_trend", "compare", "confusion", "federated_vs_local", "interval", "paper_table", "protocol",
-    "partition_effect", "readable", "seed_spread", "settings", "structure_scores", "verdict",
+    "partition_effect", "readable", "seed_spread", "settings", "structure_scores", "training_table", "verdict",
 ]  # fmt: skip

@@ -7,6 +7,8 @@ from fedlib import tasks
 from fedlib.analysis import inference
 from fedlib.analysis.arms import ARM, arm_scores, by_arm, check_comparable, margin_note, n_patients, resolve_evidence, strata
 from fedlib.config import Evidence, StudyConfig
+from fedlib.data.dataset import batches
+from fedlib.training.plateau import CLIMBING, PLATEAU, TOO_FEW, training_state
 from fedlib.training.run_store import Run
 
 CENTRALIZED = ("centralized", 1, "none")
@@ -21,7 +23,8 @@ def compare(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
 
     Columns: mode, n_clients, partition, metric, seeds, n_patients, value, low, high, how (see `inference.Interval`);
     paired_seeds, paired_patients and the columns of `paired_difference` from centralized (empty for itself and without it);
-    margin_note (empty, or that the margin is not what was stated before the runs); paper (the abstract's figure or NaN).
+    training (of the arm's least finished run, see `training.plateau`); margin_note (empty, or that the margin is not what
+    was stated before the runs); paper (the abstract's figure or NaN).
     Verdicts are not corrected for their number. For p_holm the family is all rows of one mode. Without `study` the margins
     are those that the runs record. Raises UserError for runs that must not be compared.
     """
@@ -37,6 +40,7 @@ def compare(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
                 "n_patients": n_patients(scores),
             }
             row |= inference.interval(strata(scores), evidence.significance, SCORE)._asdict()
+            row["training"] = _least_finished(members, metric, evidence)
             if arm != CENTRALIZED and CENTRALIZED in arms:
                 paired = paired_difference(members, arms[CENTRALIZED], metric, evidence)
                 row |= {"paired_seeds": paired.pop("seeds"), "paired_patients": paired.pop("n_patients")} | paired
@@ -44,8 +48,28 @@ def compare(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
             row["paper"] = task.PAPER.get(arm[:2], {}).get(metric) if arm[0] != "local" else None
             rows.append(row)
     scored = [*ARM, "metric", "seeds", "n_patients", "value", "low", "high", "how", "paired_seeds", "paired_patients"]
-    table = pd.DataFrame(rows, columns=[*scored, *PAIRED, "margin_note", "paper"])
+    table = pd.DataFrame(rows, columns=[*scored, *PAIRED, "training", "margin_note", "paper"])
     return table.assign(p_holm=table.groupby("mode")["p"].transform(inference.holm))
+
+
+def _least_finished(runs: list[Run], metric: str, evidence: Evidence) -> str:
+    states = {training_state(run.rounds[metric].tolist(), evidence.margin(metric)) for run in runs}
+    return next(state for state in (CLIMBING, TOO_FEW, PLATEAU) if state in states)
+
+
+def training_table(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
+    """Return each arm's rounds, epochs, optimizer steps of a client (least and most), and whether training was finished."""
+    evidence, rows = resolve_evidence(runs, study), []
+    for arm, members in by_arm(runs).items():
+        config, n = members[0].config, pd.concat([run.clients["n"] for run in members])
+        epochs = config.rounds * config.local_epochs
+        steps = [epochs * len(batches(np.arange(cases), config.batch_size, None, config.drop_last)) for cases in n[n > 0]]
+        states = {
+            tasks.NAMES[metric]: _least_finished(members, metric, evidence) for metric in tasks.get(config.task).PRIMARY
+        }
+        row = {"rounds": config.rounds, "epochs": epochs, "least_steps": min(steps), "most_steps": max(steps)}
+        rows.append(dict(zip(ARM, arm, strict=True)) | row | states)
+    return pd.DataFrame(rows)
 
 
 def paired_difference(runs: list[Run], reference: list[Run], metric: str, evidence: Evidence) -> dict:

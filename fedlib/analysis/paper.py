@@ -8,6 +8,7 @@ from fedlib.analysis.arms import ARM, margin_note, resolve_evidence
 from fedlib.analysis.inference import RESAMPLES, VERDICTS
 from fedlib.analysis.tables import bracketed
 from fedlib.config import PROFILES, Federation, RunConfig, StudyConfig, Training
+from fedlib.training.plateau import CLIMBING
 from fedlib.training.run_store import Run
 
 ORIGINS = {
@@ -107,10 +108,15 @@ def _answer(metric: str, arms: pd.DataFrame, trend: pd.DataFrame, effect: pd.Dat
         return f"{title}: no verdict, since there is no finished {missing} run to compare with."
     counts, (margin, note) = federated["verdict"].value_counts(), federated[["margin", "margin_note"]].iloc[0]
     verdicts = ", ".join(f"*{verdict}* in {counts[verdict]}" for verdict in VERDICTS if verdict in counts)
+    climbing = (pd.concat([central, federated])["training"] == CLIMBING).sum()
     scores = " to ".join(dict.fromkeys(f"{score:.3f}" for score in (federated["value"].min(), federated["value"].max())))
     text = f"{title}: federated training is {verdicts} of {len(federated)} arm{'s' * (len(federated) > 1)}, at a margin of "
     text += f"{margin:g}{f' ({note})' if note else ''}. "
     text += f"Centralized training reaches {central['value'].iloc[0]:.3f}, federated {scores}. "
+    text += (
+        f"**Not finished training**: {climbing} of {len(federated) + 1} arms were still improving when they ended, so their "
+        "verdicts are about the length of the training as much as about federation. "
+    ) * bool(climbing)
     slopes = [f"{bracketed(row.slope, row.low, row.high, '+')} ({row.partition})" for row in trend.itertuples()]
     text += f"Change with every doubling of the number of clients: {', '.join(slopes)}. ".replace("_", " ") * bool(slopes)
     for partition, rows in effect.dropna(subset="difference").groupby("partition", sort=False):

@@ -150,6 +150,7 @@ def _comparison(task: str, runs: list[Run], study: StudyConfig, data: dict, tabl
     if federated := [run for run in runs if run.config.mode == "federated"]:
         yield _figure(plots.traffic(federated), "Weights sent in one round, to every client and back.")
     if table is not None:
+        yield _table("Budget and training of each arm", analysis.readable(analysis.training_table(runs, study)))
         for title, question in FURTHER.items():
             yield _table(title, analysis.readable(question(runs, study)), question(runs, study), True)
         yield _table("Over seeds", analysis.readable(analysis.seed_spread(runs)), analysis.seed_spread(runs), True)

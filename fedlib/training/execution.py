@@ -13,6 +13,7 @@ from fedlib.config import DELTA, EPSILON_COVERS, RunConfig
 from fedlib.data.dataset import PreparedSet
 from fedlib.data.partition import clients_of
 from fedlib.training.loop import device, evaluate, forward, initial_model, kernels, train_round, weights_of
+from fedlib.training.plateau import training_state
 from fedlib.training.run_store import Run, RunRecord, RunStore, provenance, state_sha256
 
 Train = Callable[[RunConfig, PreparedSet, RunRecord], None]
@@ -132,7 +133,7 @@ def _score_own(run: Run, data: PreparedSet) -> pd.DataFrame:
 
 def _result(run: Run, data: PreparedSet, metrics: dict[str, float], weights_sha256: str) -> dict[str, Any]:
     """The run's row of results.csv. seconds: of all rounds, without the server's scoring; bytes: both ways, all rounds."""
-    config, rounds = run.config, run.rounds
+    config, rounds, primary = run.config, run.rounds, tasks.get(run.config.task).PRIMARY
     shown = ("task", "mode", "n_clients", "partition", "strategy", "seed", "rounds", "local_epochs")
     return {
         "run_id": config.run_id,
@@ -140,6 +141,7 @@ def _result(run: Run, data: PreparedSet, metrics: dict[str, float], weights_sha2
         "n_train": len(data.split("train")),
         "n_test": len(data.split("test")),
         **metrics,
+        **{f"{metric}_training": training_state(rounds[metric].tolist(), config.margin(metric)) for metric in primary},
         "seconds": round(float(rounds["seconds"].sum()), 3),
         "bytes": int(rounds[["bytes_down", "bytes_up"]].to_numpy().sum()),
         "weights_sha256": weights_sha256,

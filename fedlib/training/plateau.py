@@ -1,15 +1,15 @@
 """Whether a training had reached its plateau: a rule on the validation scores of its rounds alone (*chosen*).
 
 The mean score over the last quarter of the rounds is compared with that over the quarter before. A run that still gained
-more than half the margin there is *climbing*: a longer training could overturn the verdict. Fewer than six rounds tell
-nothing.
+more than half the margin there has *not finished training*: a longer one could overturn the verdict. Fewer than six rounds
+tell nothing.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-PLATEAU, CLIMBING, TOO_FEW = "plateau", "climbing", "too few rounds"
+PLATEAU, CLIMBING, TOO_FEW = "plateau", "not finished training", "too few rounds to tell"
 
 
 def recent_gain(scores: Sequence[float]) -> float:
@@ -21,7 +21,7 @@ def recent_gain(scores: Sequence[float]) -> float:
 
 
 def training_state(scores: Sequence[float], margin: float) -> str:
-    """Say `plateau`, `climbing`, or `too few rounds`, from one score per round and the margin of the comparison."""
+    """Say how far a training was, from one score per round and the margin of the comparison."""
     gain = recent_gain(scores)
     if np.isnan(gain):
         return TOO_FEW
