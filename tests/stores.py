@@ -38,16 +38,23 @@ def classified(right: dict[str, list[int]], classes: str = "abc") -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def write_tables(store: RunStore, task: str, mode: str, tables: list[pd.DataFrame], seed: int = 1, **changes) -> Run:
-    """A finished run whose models (one, or of a local run one a client) have these tables of test cases."""
+def write_tables(
+    store: RunStore, task: str, mode: str, tables: list[pd.DataFrame], seed: int = 1, curve=(1.0,) * 8, **changes
+) -> Run:
+    """A finished run whose models (one, or of a local run one a client) have these tables of test cases.
+
+    `curve`: the validation scores of its rounds, as shares of the final ones.
+    """
     arm = SIZES | ARMS[mode] | {"task": task, "mode": mode, "seed": seed, "data_fingerprint": "f"}
     record = store.begin(RunConfig(**arm | changes))
     by_client = [cases.assign(client=client) if mode == "local" else cases for client, cases in enumerate(tables)]
     record.log_cases(pd.concat(by_client, ignore_index=True))
     if mode == "federated":
         record.log_own_cases(pd.concat([tables[0].assign(client=client) for client in range(2)], ignore_index=True))
-    record.log_clients([{"round": 1, "client": 0}])
+    record.log_clients([{"round": 1, "client": 0, "n": 8}])
     scores = pd.DataFrame([tasks.get(task).summarize(cases) for cases in tables]).mean().to_dict()
+    curves = [{metric: share * scores[metric] for metric in tasks.get(task).PRIMARY} for share in curve]
+    record.log_rounds([{"round": number, **row} for number, row in enumerate(curves, 1)])
     known = {"run_id": record.folder.name, "mode": mode, "n_test": len(tables[0]), "weights_sha256": "w"}
     return record.finish({"weights_sha256": "w"}, known | scores)
 

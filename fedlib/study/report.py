@@ -110,6 +110,8 @@ def caveats(runs: list[Run], study: StudyConfig, data: dict[str, Any]) -> Iterat
     """Yield what keeps these numbers from meaning more than they do, a sentence each."""
     if data["synthetic"]:
         yield "Synthetic images, drawn by a program: no patient, no clinical meaning."
+        if "clear findings" in data["title"]:
+            yield "Their findings were made quick to learn, so that training ends in minutes: an illustration, no evidence."
     if study.profile == "smoke":
         yield "Profile smoke: a test of the whole line; its figures mean nothing."
     if len(study.seeds) == 1:

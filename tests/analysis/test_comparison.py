@@ -231,6 +231,21 @@ def test_every_row_of_the_protocol_has_an_origin_and_this_run_s_value(store, tas
     assert table.index.is_unique
 
 
+def test_an_arm_that_still_improves_has_not_finished_training(store):
+    climbing = [0.1 * number for number in range(1, 9)]
+    runs = [write_run(store, "centralized", central_dice()), write_run(store, "federated", shifted(LOSS), curve=climbing)]
+    table = analysis.compare(runs).set_index("mode")
+    assert set(table.loc["centralized", "training"]) == {"plateau"}
+    assert set(table.loc["federated", "training"]) == {"not finished training"}
+    words = analysis.answer(table.reset_index())
+    assert all("**Not finished training**: 1 of 2 arms" in text for text in words)
+    budget = analysis.training_table(runs)
+    assert budget["epochs"].tolist() == [2, 2]
+    assert budget["most_steps"].tolist() == [2, 2], "8 cases in batches of 8, two epochs"
+    finished = [runs[0], write_run(store, "federated", shifted(LOSS), n_clients=4)]
+    assert "Not finished" not in " ".join(analysis.answer(analysis.compare(finished)))
+
+
 # What must not be compared, and what there is nothing to compare with
 
 
