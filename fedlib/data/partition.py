@@ -69,12 +69,12 @@ def partition_dirichlet(
 ) -> list[np.ndarray]:
     """Draw for each class the clients' shares of its patients from Dirichlet(alpha, ..., alpha) (Yurochkin et al., 2019).
 
-    With `floor` every client first gets a patient of each class (two where there is one class), so that every client can
-    train; the draw shares out the rest. Without, draws are repeated until every client holds MIN_CASES.
+    With `floor` every client first gets a patient of each class, so that it can train; the draw shares out the rest. Without
+    it, draws are repeated until every client holds MIN_CASES.
     Raises UserError when the patients are too few, or no draw does.
     """
     classes, rng = _patients_of_classes(cases, rows), np.random.default_rng([seed, n_clients])
-    least = (1 if len(classes) > 1 else MIN_CASES) if floor else 0
+    least = 1 if floor else 0
     if not floor and len(classes) < 2:
         raise UserError("partitions = label_skew: the training cases are of one class; expected unbalanced")
     for label, sizes in classes:
@@ -88,7 +88,7 @@ def partition_dirichlet(
             drawn = sizes.iloc[rng.permutation(len(sizes))]
             client_of |= dict(zip(drawn.index, clients, strict=True))
             held += np.bincount(clients, drawn, n_clients)
-        if held.min() >= MIN_CASES:
+        if floor or held.min() >= MIN_CASES:
             return _rows_of_clients(cases, rows, client_of, n_clients)
     found = f"some client got fewer than {MIN_CASES} cases in each of {MAX_DRAWS} draws"
     raise UserError(f"alpha = {alpha}, n_clients = {n_clients}: {found}; expected a larger alpha or fewer clients")

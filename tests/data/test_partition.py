@@ -133,10 +133,10 @@ def test_unbalanced_clients_of_the_authors_set_look_like_theirs():
 )
 @settings(deadline=None)
 def test_under_unbalanced_every_client_can_train(per_class, k, seed, names):
-    """A patient of every class, two where there is one class; enough patients are the only condition."""
+    """A patient of every class; enough patients are the only condition."""
     cases = phantom_cases(2 * per_class, names)
     clients = RULES["unbalanced"](cases, np.arange(len(cases)), k, seed)
-    check_partition(cases, np.arange(len(cases)), clients, k)
+    assert sorted(np.concatenate(clients)) == list(range(len(cases)))
     assert all(set(cases.iloc[own]["label"]) == set(names) for own in clients)
 
 
@@ -174,7 +174,7 @@ def test_a_small_alpha_skews_more_than_a_large_one():
     [
         ("balanced", pd.DataFrame({"patient": list("aabcdef"), "label": ["rare"] * 3 + ["common"] * 4}), 3, "'rare' has 2"),
         ("unbalanced", phantom_cases(3), 4, "'a' has 3"),
-        ("unbalanced", phantom_cases(7, "a"), 4, "'a' has 7.*at least 8"),
+        ("unbalanced", phantom_cases(3, "a"), 4, "'a' has 3.*at least 4"),
         ("label_skew", phantom_cases(9, "a"), 2, "one class; expected unbalanced"),
         ("label_skew", phantom_cases(2, "ab"), 4, "alpha = 0.3, n_clients = 4: some client"),
         ("missing_classes", phantom_cases(9, "a"), 2, "n_missing = 1: .* of 1 classes"),

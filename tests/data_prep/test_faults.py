@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_prep.radiographs import read_grey, squared
 from fedlib.data.dataset import open_prepared
-from fedlib.data.partition import deal_by_group
+from fedlib.data.partition import partition_by_group
 from tests.data_prep import cardiac_raw, raw
 from tests.data_prep.cardiac_raw import nifti, packed
 from tests.data_prep.radiographs_raw import dicom, encoded
@@ -267,7 +267,7 @@ CODES = [
 def test_codes_of_hospitals_stay_as_they_were_written(tmp_path, prepared, codes):
     images(tmp_path / "raw", "patient", "hospital", of=lambda n: (f"P{n}", codes[n % len(codes)]))
     data, _ = prepared()
-    clients = deal_by_group(data.cases, np.arange(24), len(codes), "hospital")
+    clients = partition_by_group(data.cases, np.arange(24), len(codes), "hospital")
     held = [set(data.cases["hospital"].iloc[rows].fillna("").astype(str)) for rows in clients]
     assert sorted(map(sorted, held)) == sorted([code] for code in codes)
 

@@ -16,7 +16,7 @@ from tests.helpers import outcome
 
 APP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
 SINGLE = {"client_counts": "n_clients", "partitions": "partition", "seeds": "seed"}
-NOT_OF_A_RUN = {"synthetic_cases", "size"}
+NOT_OF_A_RUN = {"synthetic_cases", "size", "findings"}
 
 
 def test_the_app_takes_every_parameter_of_a_run():
