@@ -1,4 +1,4 @@
-"""Flower's strategies by name, each with the values of its paper (*chosen*), and SCAFFOLD, which Flower lacks.
+"""Flower's strategies by name, each with its values (*chosen*), and SCAFFOLD, which Flower lacks.
 
 Where a strategy has a client's half (FedProx, SCAFFOLD) it is here, too: a function called at every step, with the gradients
 in place (`adjust` of `train_round`). FedBN (Li et al., 2021) is the setting `batch_norm = local`, with any of these.
@@ -106,7 +106,7 @@ def proximal_term(model: torch.nn.Module, mu: float) -> Callable[[], None]:
 
 STRATEGIES: dict[str, tuple[type[FedAvg], dict[str, float]]] = {
     "fedavg": (FedAvg, {}),  # McMahan et al., 2017: the mean, weighted by cases
-    "fedavgm": (FedAvgM, {"server_learning_rate": 1.0, "server_momentum": 0.9}),  # Hsu et al., 2019
+    "fedavgm": (FedAvgM, {"server_learning_rate": 0.5, "server_momentum": 0.5}),  # Hsu et al., 2019; a step of 1 in all
     "fedprox": (FedProx, {"proximal_mu": 0.01}),  # Li et al., 2020: clients are held near the global weights
     "fedadam": (FedAdam, {"eta": 0.01, "beta_1": 0.9, "beta_2": 0.99, "tau": 0.001}),  # Reddi et al., 2021
     "fedyogi": (FedYogi, {"eta": 0.01, "beta_1": 0.9, "beta_2": 0.99, "tau": 0.001}),  # the same
