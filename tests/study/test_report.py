@@ -256,7 +256,7 @@ def test_one_score_for_one_arm_in_table_figure_and_results_csv(tmp_path):
         rows, table = scores_of(soup, metric)
         expected = [means.loc[tuple(row), metric] for row in table.fillna({"partition": "none"})[arm].to_numpy()]
         assert table["value"].tolist() == pytest.approx(expected, abs=1e-5)
-        shown = [row.find_all("td")[3].get_text().split(" ")[0] for row in rows]
+        shown = [row.find_all("td")[4].get_text().split(" ")[0] for row in rows]
         assert shown == [f"{value:.3f}" for value in expected]
         drawn = figures[f"Test {tasks.NAMES[metric]} by number of clients, with intervals."]
         assert drawn["value"].tolist() == pytest.approx(expected, abs=1e-5)
