@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 from playwright.sync_api import sync_playwright
 
 from data_prep.sources import prepare_synthetic
 from fedlib.data.dataset import PreparedSet
 from tests.helpers import python
+
+hypothesis.settings.register_profile("no deadline", deadline=None)  # a machine may be busy: no timed tests
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
