@@ -33,6 +33,7 @@ from fedlib.data.dataset import PreparedSet, find_prepared, open_prepared
 from fedlib.data.partition import clients_of
 from fedlib.study.pages import render_notebook
 from fedlib.study.report import missing_runs, write_index
+from fedlib.training.loop import cores
 from fedlib.training.run_store import RunStore, remember_study
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -125,8 +126,9 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1, executor: str = "loca
 
         connect(address)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the study as Ctrl-C does
-    threads = max(1, torch.get_num_threads() // n_jobs)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    threads = max(1, cores() // n_jobs)
+    if n_jobs > 1:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     with _lock(studies[0].out_dir), _pool(n_jobs) as pool, _Progress(studies) as progress:
         problems = _execute_all([Job(study, ORDER[0]) for study in studies], pool, progress)
         studies = [study for study in studies if find_prepared(study.prepared_dir, study.task)]
