@@ -14,6 +14,8 @@ from fedlib.training.run_store import RunStore
 from tests.helpers import commands, no_ray_is_left, python, until
 from tests.study.test_runner import COMMAND, results, stop_in_the_middle
 
+pytestmark = pytest.mark.xdist_group("ray")  # with all modules that look whether Ray is left
+
 
 @pytest.fixture(scope="module")
 def cluster():
