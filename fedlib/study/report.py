@@ -154,8 +154,10 @@ def _comparison(task: str, runs: list[Run], study: StudyConfig, data: dict, tabl
     if table is not None:
         yield _table("Budget and training of each arm", analysis.readable(analysis.training_table(runs, study)))
         for title, question in FURTHER.items():
-            yield _table(title, analysis.readable(question(runs, study)), question(runs, study), True)
-        yield _table("Over seeds", analysis.readable(analysis.seed_spread(runs)), analysis.seed_spread(runs), True)
+            found = question(runs, study)
+            yield _table(title, analysis.readable(found), found, True)
+        spread = analysis.seed_spread(runs)
+        yield _table("Over seeds", analysis.readable(spread), spread, True)
         paper = analysis.paper_table(table)
         yield _table("Beside the figures of the paper's abstract: no replication", analysis.readable(paper), paper, True)
         yield _table("What counted as no worse", analysis.settings(runs, study), None, True)
