@@ -136,6 +136,15 @@ def test_every_local_model_and_its_federation_are_in_the_numbers(runs):
     assert set(plots.spread(by_mode(runs, "local"), "accuracy").table["model"]) == {"local"}
 
 
+def test_a_study_of_one_partition_has_every_figure(runs):
+    """seaborn's pointplot divides by the number of partitions but one."""
+    alike = [run for run in runs if run.config.partition in ("none", "balanced")]
+    assert set(plots.spread(alike, "accuracy").table["partition"]) == {"balanced"}
+    assert len(plots.learning_curves(by_mode(alike, "federated"), ["accuracy"]).table)
+    assert len(plots.comparison(analysis.compare(alike)).table)
+    assert len(plots.traffic(by_mode(alike, "federated")).table)
+
+
 def test_differences_lie_between_margins_and_name_every_arm(runs):
     table = analysis.compare(runs)
     accuracy = table[table["metric"] == "accuracy"]

@@ -190,7 +190,8 @@ def spread(runs: list[Run], metric: str) -> Picture:
     }
     sns.stripplot(local, dodge=True, jitter=False, size=5, alpha=0.6, legend=False, **look)
     if len(together):
-        sns.pointplot(together, dodge=0.4, markers="_", ms=22, ls="", errorbar=None, legend=False, **look)
+        dodge = 0.4 if len(partitions) > 1 else False  # seaborn divides by the number of hues but one
+        sns.pointplot(together, dodge=dodge, markers="_", ms=22, ls="", errorbar=None, legend=False, **look)
     for partition in partitions:
         axis.plot([], [], "o", color=COLOURS[partition], label=f"each local model, {partition}")
         axis.plot([], [], lw=3, color=COLOURS[partition], label=f"their federation, {partition}")
