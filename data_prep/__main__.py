@@ -16,7 +16,7 @@ from data_prep.duplicates import NEAR_BITS
 from data_prep.pipeline import CORES
 from data_prep.synthetic_cxr import Findings
 from fedlib.config import UserError
-from fedlib.data.dataset import PreparedSet
+from fedlib.data.dataset import PreparedDataset
 
 HELP = """Turn raw images into a prepared set that the study trains on.
 
@@ -233,7 +233,7 @@ def _finite(option: str, value: float | None) -> float | None:
     return value
 
 
-def _report(prepared: PreparedSet) -> None:
+def _report(prepared: PreparedDataset) -> None:
     cases, manifest = prepared.cases, prepared.manifest
     typer.echo(f"{manifest['title']}: {len(cases)} cases, {'x'.join(map(str, prepared.images.shape[1:]))}, uint8")
     splits = cases.groupby(["label", "split"] if prepared.task == "classification" else ["split"]).size()

@@ -24,7 +24,7 @@ from data_prep.files import Files, cleaned, natural_key
 from data_prep.splits import FRACTIONS, assign_splits, choices
 from data_prep.writer import JOURNAL, PreparedWriter
 from fedlib.config import UserError
-from fedlib.data.dataset import ARRAYS, VERIFIED, PreparedSet, open_prepared
+from fedlib.data.dataset import ARRAYS, VERIFIED, PreparedDataset, open_prepared
 
 READER = 2
 """Raised when the same settings give other arrays: what an older reader prepared is then read again."""
@@ -50,7 +50,7 @@ def prepare(
     on_bad: Literal["stop", "skip"] = "stop",
     overwrite: bool = False,
     jobs: int = CORES,
-) -> PreparedSet:
+) -> PreparedDataset:
     """Read all cases into a prepared set at `out`; patients and duplicates within one split, stratified by class.
 
     Streams: memory holds a few cases a thread, and a journal entry of each. After an interruption the same call resumes;
@@ -74,7 +74,7 @@ def prepare(
     with PreparedWriter(out, reading) as writer:
         entries = _read(files, keyed, load, writer, rejected, jobs)
         usable = {key: case for key, case in keyed.items() if "columns" in entries.get(key, {})}
-        rejected.need(usable.values(), cases)
+        rejected.require_centralized(usable.values(), cases)
         keys, table, pairs = _without_contradictions(usable, entries, near_bits, rejected)
         notes = {keyed[key].image: entries[key]["note"] for key in keys if entries[key].get("note")}
         table["split"] = assign_splits(table, pairs, seed, fractions or FRACTIONS, split_by)
@@ -102,7 +102,7 @@ class _Rejected(dict[str, str]):
             raise UserError(f"{self.files.where('')}{reason} (--on-bad skip leaves such cases out and lists them in qc.csv)")
         self[file] = reason
 
-    def need(self, left: Iterable[Case], cases: Collection[Case]) -> None:
+    def require_centralized(self, left: Iterable[Case], cases: Collection[Case]) -> None:
         """Raise UserError when no case is left, or none of a class: a model cannot learn what it never saw."""
         if not cases:
             raise UserError(f"--input {self.files.source}: no case can be used; none was found")
@@ -225,7 +225,7 @@ def _without_contradictions(
     for row in table[table["case"].isin(against)].itertuples():
         rejected.add(row.file, f"{row.file}: {against[row.case]}")
     keys = [key for key, case in usable.items() if case.case not in against]
-    rejected.need([usable[key] for key in keys], usable.values())
+    rejected.require_centralized([usable[key] for key in keys], usable.values())
     table = table[~table["case"].isin(against)].reset_index(drop=True)
     return keys, table, pairs[~pairs["case_a"].isin(against) & ~pairs["case_b"].isin(against)]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from fedlib.data.dataset import SPLITS, PreparedSet
+from fedlib.data.dataset import SPLITS, PreparedDataset
 
 OWN_COLUMNS = {"case", "patient", "split", "label", "dup_group", "file"}
 """Columns of cases.csv that name a case; every other one could give its class away."""
@@ -11,19 +11,19 @@ BINS = 10
 """A numeric column with more values than this is cut at the deciles of the training cases."""
 
 
-def counts(data: PreparedSet) -> pd.DataFrame:
+def counts(data: PreparedDataset) -> pd.DataFrame:
     """Cases of each class (rows) in each split (columns), with totals and the number of patients."""
     label = data.cases["label"].replace("", "volumes").rename("class")
     table = pd.crosstab(label, data.cases["split"]).reindex(columns=list(SPLITS), fill_value=0)
     return table.assign(total=table.sum(axis=1), patients=data.cases.groupby(label)["patient"].nunique())
 
 
-def listed(data: PreparedSet, table: str) -> pd.DataFrame:
+def listed(data: PreparedDataset, table: str) -> pd.DataFrame:
     """The table `qc` (rejected files with reasons) or `duplicates` (suspected pairs) of a prepared set."""
     return pd.read_csv(data.folder / f"{table}.csv", keep_default_na=False)
 
 
-def volumes_kept(data: PreparedSet) -> pd.DataFrame:
+def volumes_kept(data: PreparedDataset) -> pd.DataFrame:
     """Per structure: median volume in ml as labelled and as prepared, and the share kept, with the worst case by name."""
     rows = {}
     for structure in data.classes[1:]:
@@ -39,14 +39,14 @@ def volumes_kept(data: PreparedSet) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
-def acquisition(data: PreparedSet, most: int = 5) -> pd.DataFrame:
+def acquisition(data: PreparedDataset, most: int = 5) -> pd.DataFrame:
     """The commonest sizes of the raw images, in pixels or voxels, and (volumes) the sizes of their voxels in mm."""
     known = [column for column in ("shape", "spacing_mm") if column in data.cases]
     counted = {column: data.cases[column].value_counts().head(most) for column in known}
     return pd.concat(counted, names=["raw", "value"]).rename("cases").to_frame()
 
 
-def shortcuts(data: PreparedSet) -> pd.DataFrame:
+def shortcuts(data: PreparedDataset) -> pd.DataFrame:
     """How far one gets without looking for a disease: the class guessed from a single column of cases.csv, best first.
 
     For each value of the column the commonest class among the training cases is said; the table gives the share of test

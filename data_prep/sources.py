@@ -14,7 +14,7 @@ from data_prep.pipeline import READER, digest, is_current, prepare, progress
 from data_prep.synthetic_cardiac import write_cardiac_ct
 from data_prep.synthetic_cxr import Findings, write_chest_xrays
 from fedlib.config import StudyConfig, UserError
-from fedlib.data.dataset import PreparedSet, open_prepared
+from fedlib.data.dataset import PreparedDataset, open_prepared
 
 SYNTHETIC_FIELD_MM = 140.0
 """Field of view of a prepared phantom, whatever its size in voxels: the heart and a rim around it."""
@@ -24,7 +24,7 @@ CARDIAC: dict[str, ModuleType] = {"mmwhs": mmwhs, "totalsegmentator": totalsegme
 
 def prepare_class_folders(
     source: Path, out: Path, size: int = 224, where: str | None = None, about: dict[str, Any] | None = None, **options: Any
-) -> PreparedSet:
+) -> PreparedDataset:
     """Prepare images in one folder a class: uint8 (N, 1, size, size). `options` are those of `pipeline.prepare`."""
     with opened(source) as files:
         about = {"source": "class-folders", "recipe": {"size": size, "where": where}} | (about or {})
@@ -33,7 +33,7 @@ def prepare_class_folders(
 
 def prepare_covid19_radiography(
     source: Path, out: Path, size: int = 224, subset: bool = False, **options: Any
-) -> PreparedSet:
+) -> PreparedDataset:
     """Prepare the COVID-19 Radiography Database: uint8 (N, 1, size, size). `options` are those of `pipeline.prepare`.
 
     With `subset` other counts than the published ones are accepted.
@@ -50,7 +50,7 @@ def prepare_cardiac(
     settings: cardiac.Settings | None = None,
     about: dict[str, Any] | None = None,
     **options: Any,
-) -> PreparedSet:
+) -> PreparedDataset:
     """Prepare cardiac volumes with LV and myocardium: uint8 (N, 1, X, Y, Z) at one spacing.
 
     `adapter` is one of CARDIAC; `settings` are its DEFAULTS if None; `options` are those of `pipeline.prepare`.
@@ -82,7 +82,7 @@ def prepare_synthetic(
     overwrite: bool = False,
     findings: Findings = "mild",
     **splitting: Any,
-) -> PreparedSet:
+) -> PreparedDataset:
     """Write phantoms as files in the layout of the real data, then prepare those files by the very same adapters.
 
     The raw files go to `keep_raw`, or to a temporary folder that is removed. `splitting`: fractions and split_by.
@@ -108,7 +108,7 @@ def prepare_synthetic(
         return prepare_cardiac("mmwhs", raw, out, settings, about=about, **options)
 
 
-def ensure(study: StudyConfig) -> PreparedSet:
+def ensure(study: StudyConfig) -> PreparedDataset:
     """Return a study's prepared set: the one at its data_dir or, if none is given, a synthetic one, made when missing."""
     out = study.prepared_dir
     if study.data_dir:
@@ -120,7 +120,7 @@ def ensure(study: StudyConfig) -> PreparedSet:
 
 def _prepare_radiographs(
     files: Files, cases: list[Case], out: Path, size: int, about: dict[str, Any], options: dict[str, Any]
-) -> PreparedSet:
+) -> PreparedDataset:
     manifest = {
         "task": class_folders.TASK,
         "title": f"images from {files.source.name}",

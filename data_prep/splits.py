@@ -6,7 +6,7 @@ import pandas as pd
 from data_prep.cases import choice
 from data_prep.duplicates import linked
 from fedlib.config import UserError
-from fedlib.data.dataset import SPLITS, deal_groups
+from fedlib.data.dataset import SPLITS, assign_groups
 
 FRACTIONS = (0.6, 0.1, 0.3)
 """Train, val, test (*chosen*): a large test split, since the study's question is about differences."""
@@ -78,5 +78,5 @@ def _drawn(label: pd.Series, group: pd.Series, seed: int, fractions: tuple[float
                 f"{f'class {name!r}' if name else 'the set'} has {len(members)} {units}, "
                 f"expected at least {len(SPLITS)}: one per split"
             )
-        receiver |= deal_groups(sizes[members.index], np.array(fractions), rng)
+        receiver |= assign_groups(sizes[members.index], np.array(fractions), rng)
     return group.map(receiver).map(dict(enumerate(SPLITS)))

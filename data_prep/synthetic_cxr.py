@@ -322,7 +322,7 @@ def _first_case(seed: int, case: int) -> int:
 def render_case(
     case: int, size: int = 299, seed: int = 0, findings: Findings = "mild"
 ) -> tuple[np.ndarray, np.ndarray, str, int]:
-    """Picture (size, size) uint8, lung mask (size, size) uint8 0/255, scanner, and the patient's first case."""
+    """AccessibleFigure (size, size) uint8, lung mask (size, size) uint8 0/255, scanner, and the patient's first case."""
     first = _first_case(seed, case)
     patient_rng, _ = np.random.default_rng([seed, first]).spawn(2)
     _, exposure_rng = np.random.default_rng([seed, case]).spawn(2)

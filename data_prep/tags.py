@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from data_prep.quality import listed
 from data_prep.writer import PreparedWriter
-from fedlib.data.dataset import PreparedSet, find_prepared, open_prepared
+from fedlib.data.dataset import PreparedDataset, find_prepared, open_prepared
 
 KEPT = ("task", "classes", "spacing_mm", "synthetic", "recipe", "choices", "counts", "splits", "passed_over", "warnings")
 """Of the manifest of the set that is copied."""
@@ -27,7 +27,7 @@ def burn(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def tagged(data: PreparedSet, out: Path, label: str) -> PreparedSet:
+def tagged(data: PreparedDataset, out: Path, label: str) -> PreparedDataset:
     """The set at `out`: `data` with the tag in every image of class `label`, in all splits. Made when it is missing.
 
     Cases, labels and splits are those of `data`. Raises ValueError when it has no such class.

@@ -20,7 +20,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from fedlib.config import UserError
-from fedlib.data.dataset import ARRAYS, PreparedSet, describe, open_prepared
+from fedlib.data.dataset import ARRAYS, PreparedDataset, describe, open_prepared
 from fedlib.data.files import to_disk, write_atomically
 
 JOURNAL = "journal.jsonl"
@@ -43,7 +43,7 @@ class PreparedWriter:
         self._whole = self.folder / "set" / "manifest.json"
         """There only while a whole set waits to be put in its place."""
         self.reading = json.loads(json.dumps(reading))
-        self._finished: PreparedSet | None = None
+        self._finished: PreparedDataset | None = None
         self._entries: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> "PreparedWriter":
@@ -95,7 +95,7 @@ class PreparedWriter:
         self._entries[key] = {"reason": reason}
         self._keep(self._path(key).with_suffix(".json"), json.dumps(self._entries[key]).encode())
 
-    def finish(self, manifest: dict[str, Any], keys: list[str], tables: dict[str, pd.DataFrame]) -> PreparedSet:
+    def finish(self, manifest: dict[str, Any], keys: list[str], tables: dict[str, pd.DataFrame]) -> PreparedDataset:
         """Write the set of the cases `keys`, in this order, with its tables by file name, and put it in its place."""
         with _disk(self.out):
             ready = self.folder / "set"

@@ -66,7 +66,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class Training(_Frozen):
+class TrainingConfig(_Frozen):
     """How every arm of a study trains. All values are *chosen*: the paper's abstract states none of them."""
 
     rounds: Positive
@@ -99,7 +99,7 @@ class Training(_Frozen):
     """Only kernels that give the same bits every time; a GPU may be faster without."""
 
 
-class Dealing(_Frozen):
+class PartitionConfig(_Frozen):
     """What single partitions need to know besides the number of clients."""
 
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 0.5
@@ -110,7 +110,7 @@ class Dealing(_Frozen):
     """by_group: the column of cases.csv, such as hospital, whose values are dealt whole."""
 
 
-class Federation(_Frozen):
+class FederationConfig(_Frozen):
     """How a federation runs, besides its strategy. All values are *chosen*."""
 
     fraction_train: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -129,11 +129,11 @@ class Federation(_Frozen):
     """Largest L2 norm of a client's update, with privacy: longer ones are shortened to it."""
 
     @property
-    def personal(self) -> bool:
+    def is_personalized(self) -> bool:
         """Whether every client has a model of its own in the end: what is shared, and its own BatchNorm."""
         return self.batch_norm == "local"
 
-    def sampled(self, n_clients: int) -> int:
+    def clients_per_round(self, n_clients: int) -> int:
         """Clients that take part in a round."""
         return max(1, round(self.fraction_train * n_clients))
 
@@ -141,7 +141,7 @@ class Federation(_Frozen):
 Margin = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Evidence(_Frozen):
+class AnalysisConfig(_Frozen):
     """What counts as no worse: stated before a run and kept in its record. Trains nothing, so it is no part of `run_id`.
 
     All values are *chosen*: the paper's abstract names no margin and no test.
@@ -167,7 +167,7 @@ class Evidence(_Frozen):
         return f"{round(100 * (1 - self.significance), 3):g}%"
 
 
-class RunConfig(Training, Dealing, Federation, Evidence):
+class RunConfig(TrainingConfig, PartitionConfig, FederationConfig, AnalysisConfig):
     """One configuration with one seed. `run_id` names it by every value that has an effect, defaults included."""
 
     task: Task
@@ -182,9 +182,9 @@ class RunConfig(Training, Dealing, Federation, Evidence):
     """Version of the code's results: a run of another version is another run."""
 
     @property
-    def models_apart(self) -> bool:
+    def has_client_models(self) -> bool:
         """Whether every client ends with a model of its own; the run's scores are then their means."""
-        return self.mode == "local" or self.personal
+        return self.mode == "local" or self.is_personalized
 
     @property
     def run_id(self) -> str:
@@ -194,7 +194,7 @@ class RunConfig(Training, Dealing, Federation, Evidence):
             parts += [f"k{self.n_clients}", self.partition]
         if self.mode == "federated":
             parts.append(self.strategy)
-        content = self.model_dump(exclude=set(Evidence.model_fields))
+        content = self.model_dump(exclude=set(AnalysisConfig.model_fields))
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return "-".join([*parts, f"s{self.seed}", digest[:8]])
 
@@ -221,7 +221,7 @@ def precision_note(precision: Precision) -> str:
     return f"precision {precision}: emulated on this machine; new runs take longer and may differ in the last digits"
 
 
-class TaskProfile(Training):
+class TaskProfile(TrainingConfig):
     """The sizes that go together for one task: training, the grid of runs, and the synthetic set they suit."""
 
     precision: Precision | Literal["auto"]
@@ -236,7 +236,7 @@ class TaskProfile(Training):
     """Of the synthetic X-rays: clear ones are quick to learn, so that training ends in minutes; mild ones are slow."""
 
 
-class StudyConfig(TaskProfile, Dealing, Federation, Evidence):
+class StudyConfig(TaskProfile, PartitionConfig, FederationConfig, AnalysisConfig):
     """A grid of runs on one task: centralized, and local-only and federated for each client count and partition."""
 
     task: Task = "classification"
@@ -259,13 +259,13 @@ class StudyConfig(TaskProfile, Dealing, Federation, Evidence):
         if profile in ProfileName.__args__ and task in Task.__args__:
             defaults |= load_profile(profile)[task].model_dump()
         study = validated(cls, defaults | given)
-        study.refuse_conflicts()
+        study.check_compatibility()
         absolute = {name: path.absolute() for name in ("out_dir", "data_dir") if (path := getattr(study, name))}
         return study.model_copy(update=absolute)
 
-    def refuse_conflicts(self) -> None:
+    def check_compatibility(self) -> None:
         """Raise UserError when settings do not go together, before anything is trained."""
-        fewest = min(math.ceil(self.quorum * self.sampled(n_clients)) for n_clients in self.client_counts)
+        fewest = min(math.ceil(self.quorum * self.clients_per_round(n_clients)) for n_clients in self.client_counts)
         if self.strategy == "krum" and fewest < KRUM_CLIENTS:
             raise UserError(
                 f"client_counts = {min(self.client_counts)}: strategy krum needs {KRUM_CLIENTS} replies in a round to bear "
@@ -274,7 +274,7 @@ class StudyConfig(TaskProfile, Dealing, Federation, Evidence):
         if self.task == "segmentation" and self.batch_norm != "average":
             found = f"batch_norm = {self.batch_norm!r}: the 3D U-Net has instance normalisation, no BatchNorm"
             raise UserError(f"{found}; expected 'average' for segmentation")
-        if self.personal and self.fraction_train < 1:
+        if self.is_personalized and self.fraction_train < 1:
             found = f"fraction_train = {self.fraction_train}: a client that never trained would have no BatchNorm of its own"
             raise UserError(f"{found}; expected 1 with batch_norm = 'local'")
         if self.privacy == "none":
@@ -301,7 +301,7 @@ class StudyConfig(TaskProfile, Dealing, Federation, Evidence):
         given = set().union(*typed, *(names for names, injected in cells if injected))
         return cls.make(**{name: namespace[name] for name in known | given if name in namespace})
 
-    def but(self, **changes: Any) -> "StudyConfig":
+    def replace(self, **changes: Any) -> "StudyConfig":
         """This study with other parameters. Raises what `make` raises."""
         return self.make(**self.model_dump(by_alias=True) | changes)
 
@@ -323,12 +323,12 @@ class StudyConfig(TaskProfile, Dealing, Federation, Evidence):
 
     def runs(self, data_fingerprint: str, modes: tuple[Mode, ...] = Mode.__args__) -> list[RunConfig]:
         """Every run of the grid, in the order it is carried out: centralized, then local and federated by K."""
-        shared = self.decided().model_dump(include={*Training.model_fields, *Evidence.model_fields}) | {
+        shared = self.decided().model_dump(include={*TrainingConfig.model_fields, *AnalysisConfig.model_fields}) | {
             "task": self.task, "data_fingerprint": data_fingerprint}  # fmt: skip
         needs = {"label_skew": ("alpha",), "missing_classes": ("n_missing",), "by_group": ("group_column",)}
         if self.batch_norm == "group":  # another model, so for every arm
             shared["batch_norm"] = "group"
-        flower = self.model_dump(include={"strategy", *Federation.model_fields})
+        flower = self.model_dump(include={"strategy", *FederationConfig.model_fields})
         grid: list[dict[str, Any]] = []
         for seed in self.seeds:
             grid.append({"mode": "centralized", "seed": seed})

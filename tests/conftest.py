@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from data_prep.sources import prepare_synthetic
-from fedlib.data.dataset import PreparedSet
+from fedlib.data.dataset import PreparedDataset
 from tests.helpers import python
 
 hypothesis.settings.register_profile("no deadline", deadline=None)  # a machine may be busy: no timed tests
@@ -39,26 +39,26 @@ def browser():
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory) -> dict[str, PreparedSet]:
+def prepared(tmp_path_factory) -> dict[str, PreparedDataset]:
     """A tiny synthetic prepared set per task; nobody writes to it."""
     folder = tmp_path_factory.mktemp("prepared")
     return {task: prepare_synthetic(task, folder / task, CASES[task], size=16) for task in TASKS}
 
 
 @pytest.fixture(params=TASKS)
-def data(request, prepared) -> PreparedSet:
+def data(request, prepared) -> PreparedDataset:
     """The prepared set of each task in turn."""
     return prepared[request.param]
 
 
 @pytest.fixture
-def images(prepared) -> PreparedSet:
+def images(prepared) -> PreparedDataset:
     """The prepared set of the classification task."""
     return prepared["classification"]
 
 
 @pytest.fixture
-def volumes(prepared) -> PreparedSet:
+def volumes(prepared) -> PreparedDataset:
     """The prepared set of the segmentation task."""
     return prepared["segmentation"]
 

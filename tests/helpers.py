@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlib.config import ROOT, RunConfig
-from fedlib.data.dataset import PreparedSet
+from fedlib.data.dataset import PreparedDataset
 from fedlib.training.run_store import Run
 
 RAY = re.compile(r"raylet|gcs_server|^ray::")
@@ -31,7 +31,7 @@ FLOWER = {"strategy": "fedavg"}
 ARMS = {"centralized": {}, "local": CLIENTS, "federated": CLIENTS | FLOWER}
 
 
-def run_config(data: PreparedSet, mode: str, **changes) -> RunConfig:
+def run_config(data: PreparedDataset, mode: str, **changes) -> RunConfig:
     """A run that takes a fraction of a second."""
     values = SIZES | ARMS[mode] | {"task": data.task, "mode": mode, "seed": 1, "data_fingerprint": data.fingerprint}
     return RunConfig(**values | changes)

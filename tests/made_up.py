@@ -53,7 +53,7 @@ def made_up_run(store: RunStore, config: RunConfig, classes=CLASSES, prefix="cas
         record.log_test_scores([{f"test_{metric}": score for metric, score in own.items()} for own in scores])
     record.log_cases(pd.concat([t.assign(client=c) if alone else t for c, t in enumerate(tables)], ignore_index=True))
     if config.mode == "federated":
-        record.log_own_cases(pd.concat([tables[0].assign(client=c) for c in range(config.n_clients)], ignore_index=True))
+        record.log_train_cases(pd.concat([tables[0].assign(client=c) for c in range(config.n_clients)], ignore_index=True))
     state = {"weight": torch.tensor(rng.random(4))}
     record.save_weights(state)
     return record.finish(_provenance(config, state_sha256(state)), _result(config, scores, state_sha256(state), sent))

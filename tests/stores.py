@@ -50,7 +50,7 @@ def write_tables(
     by_client = [cases.assign(client=client) if mode == "local" else cases for client, cases in enumerate(tables)]
     record.log_cases(pd.concat(by_client, ignore_index=True))
     if mode == "federated":
-        record.log_own_cases(pd.concat([tables[0].assign(client=client) for client in range(2)], ignore_index=True))
+        record.log_train_cases(pd.concat([tables[0].assign(client=client) for client in range(2)], ignore_index=True))
     record.log_clients([{"round": 1, "client": 0, "n": 8}])
     scores = pd.DataFrame([tasks.get(task).summarize(cases) for cases in tables]).mean().to_dict()
     curves = [{metric: share * scores[metric] for metric in tasks.get(task).PRIMARY} for share in curve]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedlib.config import (
     RECIPE,
     ROOT,
-    Evidence,
+    AnalysisConfig,
     Partition,
     ProfileName,
     RunConfig,
@@ -67,12 +67,12 @@ def test_run_ids_are_equal_exactly_when_configurations_are(some, others):
     assert (one.run_id == two.run_id) == (one == two)
 
 
-@pytest.mark.parametrize("name", sorted(set(RunConfig.model_fields) - set(Evidence.model_fields)))
+@pytest.mark.parametrize("name", sorted(set(RunConfig.model_fields) - set(AnalysisConfig.model_fields)))
 def test_every_field_that_trains_is_part_of_the_run_id(name):
     assert RunConfig(**BASE | {name: OTHER[name]}).run_id != RunConfig(**BASE).run_id
 
 
-@pytest.mark.parametrize("name", Evidence.model_fields)
+@pytest.mark.parametrize("name", AnalysisConfig.model_fields)
 def test_a_margin_is_in_the_record_of_a_run_and_not_in_its_name(name):
     study = StudyConfig.make(**{name: 0.1})
     (run, usual) = (own.runs("ff")[0] for own in (study, StudyConfig.make()))
@@ -264,7 +264,7 @@ def test_auto_is_bf16_where_the_gpu_or_else_the_processor_has_it(gpu, processor,
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
     asked = StudyConfig.make(precision="auto")
     assert {run.precision for run in asked.runs("ff")} == {asked.decided().precision} == {expected}
-    assert asked.runs("ff") == asked.but(precision=expected).runs("ff"), "a run says what was really used"
+    assert asked.runs("ff") == asked.replace(precision=expected).runs("ff"), "a run says what was really used"
 
 
 def test_auto_is_what_the_folder_s_finished_runs_have(tmp_path, monkeypatch):

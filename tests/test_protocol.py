@@ -31,7 +31,7 @@ def test_profile_paper_builds_the_authors_training(images):
     assert sum(weight.numel() for weight in model.parameters()) == 11_173_188, "ResNet18, one channel, four classes"
     cut = batches(images.split("train").repeat(2), config.batch_size, None, config.drop_last)
     assert {len(batch) for batch in cut} == {16}
-    pictures, _ = images.tensors(images.split("train"), low=config.input_low)
+    pictures, _ = images.load_batch(images.split("train"), low=config.input_low)
     assert pictures.min() >= 0
     assert pictures.max() <= 1
     assert (config.augmentation, config.rounds, config.local_epochs) == ("authors", 70, 1)

@@ -29,7 +29,7 @@ def probe(data, folder):
     """Return numbers that show whatever makes the results of one task, from the partition to the loss of two rounds."""
     config, task = run_config(data, "federated"), tasks.get(data.task)
     weights = torch.cat([weight.flatten() for weight in loop.initial_model(config, data).state_dict().values()])
-    images, labels = data.tensors(data.split("train")[:4])
+    images, labels = data.load_batch(data.split("train")[:4])
     changed = {}
     for name in ("affine",) if data.task == "segmentation" else ("affine", "authors"):
         generator = torch.Generator().manual_seed(3)
@@ -43,7 +43,7 @@ def probe(data, folder):
     return {
         "clients": {kind: [[len(part), int(part.sum())] for part in parts] for kind, parts in rows.items()},
         "order": [batch.tolist() for batch in batches(np.arange(9), 4, torch.Generator().manual_seed(3))],
-        "seeds": [loop.stream_seed(1, 2, 3) % 10**6, loop.stream_seed(3, 2, 1) % 10**6],
+        "seeds": [loop.derive_seed(1, 2, 3) % 10**6, loop.derive_seed(3, 2, 1) % 10**6],
         "rates": [loop.learning_rate(config, done) for done in (0.05, 0.1, 0.5, 1.5)],
         "weights": [float(weights.float().abs().mean()), float(weights.float().std())],
         "augmentation": {name: [float((x - images).abs().mean()), float(x.std())] for name, x in changed.items()},

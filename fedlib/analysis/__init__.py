@@ -1,7 +1,7 @@
 """Analyse the finished runs of a study. Reads the run store and nothing else; returns tidy tables.
 
 The unit is the patient: a patient's cases, a seed's runs and a local arm's clients are averaged first, so that none of them
-counts as independent evidence. Margins and significance are set in the configuration before a run (`config.Evidence`).
+counts as independent evidence. Margins and significance are set in the configuration before a run (`config.AnalysisConfig`).
 
     inference    numbers in, numbers out: intervals, tests, the verdict at a margin
     arms         which runs are intact, which may be compared, and what each patient scored
@@ -11,7 +11,7 @@ counts as independent evidence. Margins and significance are set in the configur
     tables       the same tables in words
 """
 
-from fedlib.analysis.arms import absences, arm_name, check_comparable, check_integrity
+from fedlib.analysis.arms import arm_name, check_comparable, check_integrity, missing_clients
 from fedlib.analysis.comparison import client_trend, compare, federated_vs_local, partition_effect, training_table
 from fedlib.analysis.inference import interval, verdict
 from fedlib.analysis.paper import answer, paper_table, protocol, settings
@@ -19,7 +19,7 @@ from fedlib.analysis.scores import calibration, class_scores, client_scores, con
 from fedlib.analysis.tables import readable
 
 __all__ = [
-    "absences", "answer", "arm_name", "calibration", "check_comparable", "check_integrity", "class_scores",
+    "missing_clients", "answer", "arm_name", "calibration", "check_comparable", "check_integrity", "class_scores",
     "client_scores", "client_trend", "compare", "confusion", "federated_vs_local", "interval", "paper_table", "protocol",
     "partition_effect", "readable", "seed_spread", "settings", "structure_scores", "training_table", "verdict",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ An arm is one point of a figure: mode, number of clients and partition. Its runs
 import pandas as pd
 
 from fedlib import tasks
-from fedlib.config import Evidence, Partition, RunConfig, StudyConfig, Training, UserError
+from fedlib.config import AnalysisConfig, Partition, RunConfig, StudyConfig, TrainingConfig, UserError
 from fedlib.training.run_store import Run
 
 ARM = ["mode", "n_clients", "partition"]
@@ -54,7 +54,7 @@ def check_integrity(runs: list[Run]) -> tuple[list[Run], pd.DataFrame]:
 def _inspect(run: Run) -> None:
     """Raise UserError, or what reading a damaged file raises, when a run's files do not fit together."""
     for name in set(run.status["files"]) - {"weights.safetensors"}:
-        run.whole(name)
+        run.verified_path(name)
     if run.config.run_id != run.folder.name:
         raise UserError(f"{run.folder / 'config.json'}: of run {run.config.run_id}, expected {run.folder.name}")
     if run.provenance["weights_sha256"] != run.result["weights_sha256"]:
@@ -89,7 +89,7 @@ def _conditions(config: RunConfig) -> dict:
     """Return what must be the same in all runs, by name."""
     first = {"tasks": config.task, "data fingerprints": config.data_fingerprint[:12]}
     first["budgets (rounds x local_epochs) of"] = config.rounds * config.local_epochs
-    return first | {name: getattr(config, name) for name in Training.model_fields}
+    return first | {name: getattr(config, name) for name in TrainingConfig.model_fields}
 
 
 def models_of(runs: list[Run]) -> list[pd.DataFrame]:
@@ -118,14 +118,14 @@ def n_patients(scores: pd.Series | pd.DataFrame) -> int:
     return scores.index.get_level_values("patient").nunique()
 
 
-def resolve_evidence(runs: list[Run], study: StudyConfig | None = None) -> Evidence:
+def resolve_margins(runs: list[Run], study: StudyConfig | None = None) -> AnalysisConfig:
     """Return margins and significance: the study's; without a study the strictest that the runs record."""
     if study is not None:
         return study
-    return Evidence(**{name: min(getattr(run.config, name) for run in runs) for name in Evidence.model_fields})
+    return AnalysisConfig(**{name: min(getattr(run.config, name) for run in runs) for name in AnalysisConfig.model_fields})
 
 
-def margin_note(runs: list[Run], evidence: Evidence, name: str) -> str:
+def margin_note(runs: list[Run], evidence: AnalysisConfig, name: str) -> str:
     """Return a warning when a setting differs from what the runs recorded when they began; else an empty text."""
     recorded = sorted({getattr(run.config, name) for run in runs})
     if recorded == [getattr(evidence, name)]:
@@ -133,7 +133,7 @@ def margin_note(runs: list[Run], evidence: Evidence, name: str) -> str:
     return f"not what was stated before the runs, which record {' and '.join(map(str, recorded))}"
 
 
-def absences(runs: list[Run]) -> pd.DataFrame:
+def missing_clients(runs: list[Run]) -> pd.DataFrame:
     """Return a row per client and round in which it was missing, with the reason; empty when every client replied."""
     arm, columns = ["n_clients", "partition", "seed"], ["round", "client", "absent"]
     missing = [pd.DataFrame(columns=[*arm, *columns])]

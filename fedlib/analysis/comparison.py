@@ -5,8 +5,8 @@ import pandas as pd
 
 from fedlib import tasks
 from fedlib.analysis import inference
-from fedlib.analysis.arms import ARM, arm_scores, by_arm, check_comparable, margin_note, n_patients, resolve_evidence, strata
-from fedlib.config import Evidence, StudyConfig
+from fedlib.analysis.arms import ARM, arm_scores, by_arm, check_comparable, margin_note, n_patients, resolve_margins, strata
+from fedlib.config import AnalysisConfig, StudyConfig
 from fedlib.data.dataset import batches
 from fedlib.training.plateau import CLIMBING, PLATEAU, TOO_FEW, training_state
 from fedlib.training.run_store import Run
@@ -29,7 +29,7 @@ def compare(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
     are those that the runs record. Raises UserError for runs that must not be compared.
     """
     check_comparable(runs)
-    evidence, arms, task = resolve_evidence(runs, study), by_arm(runs), tasks.get(runs[0].config.task)
+    evidence, arms, task = resolve_margins(runs, study), by_arm(runs), tasks.get(runs[0].config.task)
     rows = []
     for arm, members in arms.items():
         for metric in task.PRIMARY:
@@ -52,14 +52,14 @@ def compare(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
     return table.assign(p_holm=table.groupby("mode")["p"].transform(inference.holm))
 
 
-def _least_finished(runs: list[Run], metric: str, evidence: Evidence) -> str:
+def _least_finished(runs: list[Run], metric: str, evidence: AnalysisConfig) -> str:
     states = {training_state(run.rounds[metric].tolist(), evidence.margin(metric)) for run in runs}
     return next(state for state in (CLIMBING, TOO_FEW, PLATEAU) if state in states)
 
 
 def training_table(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
     """Return each arm's rounds, epochs, optimizer steps of a client (least and most), and whether training was finished."""
-    evidence, rows = resolve_evidence(runs, study), []
+    evidence, rows = resolve_margins(runs, study), []
     for arm, members in by_arm(runs).items():
         config, n = members[0].config, pd.concat([run.clients["n"] for run in members])
         epochs = config.rounds * config.local_epochs
@@ -72,7 +72,7 @@ def training_table(runs: list[Run], study: StudyConfig | None = None) -> pd.Data
     return pd.DataFrame(rows)
 
 
-def paired_difference(runs: list[Run], reference: list[Run], metric: str, evidence: Evidence) -> dict:
+def paired_difference(runs: list[Run], reference: list[Run], metric: str, evidence: AnalysisConfig) -> dict:
     """Return one arm minus another, paired by patient, over the seeds that both have.
 
     A patient's scores are averaged over these seeds (and over the clients of a local arm) first. So the interval covers
@@ -127,7 +127,7 @@ def federated_vs_local(runs: list[Run], study: StudyConfig | None = None) -> pd.
 def _differences(runs: list[Run], study: StudyConfig | None, pairs: dict[tuple, tuple]) -> pd.DataFrame:
     """Return a row per pair of arms (that exist) and primary endpoint. Holm's family is the whole table."""
     check_comparable(runs)
-    arms, evidence = by_arm(runs), resolve_evidence(runs, study)
+    arms, evidence = by_arm(runs), resolve_margins(runs, study)
     rows = [
         {"n_clients": arm[1], "partition": arm[2], "metric": metric}
         | paired_difference(arms[arm], arms[other], metric, evidence)
@@ -145,7 +145,7 @@ def client_trend(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFr
     Columns: partition, metric, client_counts, seeds, n_patients, slope, low, high, how, direction. Needs two client counts.
     """
     check_comparable(runs)
-    evidence, arms, rows = resolve_evidence(runs, study), by_arm(runs), []
+    evidence, arms, rows = resolve_margins(runs, study), by_arm(runs), []
     for partition in dict.fromkeys(arm[2] for arm in arms if arm[0] == "federated"):
         members = {arm[1]: of_arm for arm, of_arm in arms.items() if arm[0] == "federated" and arm[2] == partition}
         shared = set.intersection(*map(_seeds, members.values()))

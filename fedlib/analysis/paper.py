@@ -4,10 +4,10 @@ import pandas as pd
 import yaml
 
 from fedlib import tasks
-from fedlib.analysis.arms import ARM, margin_note, resolve_evidence
+from fedlib.analysis.arms import ARM, margin_note, resolve_margins
 from fedlib.analysis.inference import RESAMPLES, VERDICTS
 from fedlib.analysis.tables import bracketed
-from fedlib.config import PROFILES, Federation, RunConfig, StudyConfig, Training
+from fedlib.config import PROFILES, FederationConfig, RunConfig, StudyConfig, TrainingConfig
 from fedlib.training.plateau import CLIMBING
 from fedlib.training.run_store import Run
 
@@ -50,7 +50,7 @@ def paper_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def settings(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
     """Return what the verdicts rest on: setting, value (text), label, and note: whether it was stated before the runs."""
-    evidence, task = resolve_evidence(runs, study), tasks.get(runs[0].config.task)
+    evidence, task = resolve_margins(runs, study), tasks.get(runs[0].config.task)
     names = list(dict.fromkeys(f"margin_{metric.partition('_')[0]}" for metric in task.PRIMARY)) + ["significance"]
     notes = {name: margin_note(runs, evidence, name) or "stated before the runs" for name in names}
     rows = [(name, f"{getattr(evidence, name):g}", note) for name, note in notes.items()] + [
@@ -71,9 +71,11 @@ def protocol(runs: list[Run]) -> pd.DataFrame:
     known = yaml.safe_load((PROFILES / "protocol.yaml").read_text())[configs[0].task]
     named = [FIELDS.get(row.get("field"), row.get("field")) for row in known]
     changed = [
-        name for name, field in Federation.model_fields.items() if {getattr(c, name) for c in configs} != {field.default}
+        name
+        for name, field in FederationConfig.model_fields.items()
+        if {getattr(c, name) for c in configs} != {field.default}
     ]
-    others = [name for name in (*Training.model_fields, *changed) if name not in named]
+    others = [name for name in (*TrainingConfig.model_fields, *changed) if name not in named]
     known += [{"what": name.replace("_", " "), "value": "", "origin": "chosen"} for name in others]
     for row, field in zip(known, named + others, strict=True):
         shown = [config for config in configs if config.mode == "federated" or field not in FEDERATED]

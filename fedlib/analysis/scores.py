@@ -9,7 +9,7 @@ import pandas as pd
 
 from fedlib import tasks
 from fedlib.analysis import inference
-from fedlib.analysis.arms import ARM, by_arm, check_comparable, mean_score, models_of, n_patients, resolve_evidence
+from fedlib.analysis.arms import ARM, by_arm, check_comparable, mean_score, models_of, n_patients, resolve_margins
 from fedlib.config import StudyConfig
 from fedlib.training.run_store import Run
 
@@ -63,7 +63,7 @@ def class_scores(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFr
     A class without a test case has a row without a value.
     """
     check_comparable(runs)
-    significance, rows = resolve_evidence(runs, study).significance, []
+    significance, rows = resolve_margins(runs, study).significance, []
     for arm, members in by_arm(runs).items():
         cases = pd.concat([run.cases for run in members])
         for name in classes_of(cases):
@@ -115,7 +115,7 @@ def structure_scores(runs: list[Run], study: StudyConfig | None = None) -> pd.Da
     structure, and where the reference has none, each summed over the arm's models.
     """
     check_comparable(runs)
-    significance, rows = resolve_evidence(runs, study).significance, []
+    significance, rows = resolve_margins(runs, study).significance, []
     for arm, members in by_arm(runs).items():
         cases = pd.concat([run.cases for run in members])
         for column in [name for name in cases if name.startswith(("dice_", "hd95_", "assd_"))]:
@@ -140,6 +140,6 @@ def client_scores(runs: list[Run]) -> pd.DataFrame:
         (*(getattr(run.config, name) for name in (*ARM, "seed")), client, metric, cases["patient"].nunique(),
          tasks.get(run.config.task).summarize(cases)[metric])
         for run in runs if run.config.mode == "federated"
-        for client, cases in run.own_cases.groupby("client") for metric in tasks.get(run.config.task).PRIMARY
+        for client, cases in run.train_cases.groupby("client") for metric in tasks.get(run.config.task).PRIMARY
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=[*ARM, "seed", "client", "metric", "n_patients", "value"])

@@ -14,12 +14,12 @@ from torchmetrics.functional import pairwise_cosine_similarity
 
 from fedlib import tasks
 from fedlib.config import RunConfig, StudyConfig
-from fedlib.data.dataset import PreparedSet, batches
+from fedlib.data.dataset import PreparedDataset, batches
 from fedlib.data.partition import clients_of
 from fedlib.training.execution import load_model
 from fedlib.training.loop import device, evaluate, initial_model, train_round
 from fedlib.training.run_store import Run
-from fedlib.views.plots.picture import Picture, grid, picture, styled
+from fedlib.views.plots.figure import AccessibleFigure, accessible_figure, grid, styled
 
 Weights = dict[str, np.ndarray]
 
@@ -33,7 +33,7 @@ class Round:
     cases: list[int]
 
 
-def one_round(config: RunConfig, data: PreparedSet) -> Round:
+def one_round(config: RunConfig, data: PreparedDataset) -> Round:
     """Train every client for its first round from the same weights, and aggregate nothing."""
     start, sent, clients = _weights(initial_model(config, data)), [], clients_of(config, data)
     for client, rows in enumerate(clients):
@@ -73,7 +73,7 @@ def divergence(step: Round) -> pd.DataFrame:
     return pd.DataFrame(columns, clients).assign(cases=[*step.cases, *[sum(step.cases)] * 2])
 
 
-def gradient_agreement(config: RunConfig, data: PreparedSet) -> pd.DataFrame:
+def gradient_agreement(config: RunConfig, data: PreparedDataset) -> pd.DataFrame:
     """Return the cosines between the clients' gradients at the same untrained weights, (K, K).
 
     A gradient is the mean over all training cases of a client, with BatchNorm's running statistics: neither the chance of
@@ -84,7 +84,7 @@ def gradient_agreement(config: RunConfig, data: PreparedSet) -> pd.DataFrame:
     for rows in clients_of(config, data):
         model.zero_grad()
         for batch in batches(rows, 4 * config.batch_size):
-            images, labels = data.tensors(batch, device())
+            images, labels = data.load_batch(batch, device())
             (loss_function(model(images), labels) * len(batch) / len(rows)).backward()
         gradients.append(torch.cat([weight.grad.reshape(-1) for weight in model.parameters()]).cpu())
     cosines = pairwise_cosine_similarity(torch.stack(gradients), zero_diagonal=False).numpy()
@@ -98,7 +98,7 @@ def mean_pairwise_cosine(agreement: pd.DataFrame) -> float:
 
 
 @styled
-def agreement_picture(agreements: dict[str, pd.DataFrame]) -> Picture:
+def agreement_figure(agreements: dict[str, pd.DataFrame]) -> AccessibleFigure:
     """Draw a matrix of cosines for each title: blue where two clients agree, red where they oppose each other."""
     figure, axes = plt.subplots(1, len(agreements), figsize=(3.6 * len(agreements), 3.2), squeeze=False)
     for axis, (title, cosines) in zip(axes[0], agreements.items(), strict=True):
@@ -112,7 +112,7 @@ def agreement_picture(agreements: dict[str, pd.DataFrame]) -> Picture:
     means = "; ".join(f"{title}: {mean_pairwise_cosine(cosines):.2f}" for title, cosines in agreements.items())
     rows = [(title, *pair, value) for title, cosines in agreements.items() for pair, value in cosines.stack().items()]
     table = pd.DataFrame(rows, columns=["partition", "client", "other client", "cosine"])
-    return picture(figure, f"Cosines between the clients' gradients. Mean over pairs of clients: {means}.", table)
+    return accessible_figure(figure, f"Cosines between the clients' gradients. Mean over pairs of clients: {means}.", table)
 
 
 def shortcut_study(study: StudyConfig) -> StudyConfig:
@@ -127,7 +127,7 @@ def shortcut_study(study: StudyConfig) -> StudyConfig:
     )
 
 
-def shortcut_scores(run: Run, sets: dict[str, PreparedSet], label: str) -> pd.DataFrame:
+def shortcut_scores(run: Run, sets: dict[str, PreparedDataset], label: str) -> pd.DataFrame:
     """Score a model on the same test patients under several tags: accuracy, and how often `label` is found or wrong."""
     rows = {}
     for title, data in sets.items():
@@ -141,7 +141,7 @@ def shortcut_scores(run: Run, sets: dict[str, PreparedSet], label: str) -> pd.Da
     return pd.DataFrame(rows).T
 
 
-def occlusion(run: Run, data: PreparedSet, rows: np.ndarray) -> np.ndarray:
+def occlusion(run: Run, data: PreparedDataset, rows: np.ndarray) -> np.ndarray:
     """Return how far the logit of the predicted class falls when a grey patch hides each place, (B, H, W).
 
     MONAI's OcclusionSensitivity, with a patch of 3/16 of the image, moved by half its side.
@@ -149,7 +149,7 @@ def occlusion(run: Run, data: PreparedSet, rows: np.ndarray) -> np.ndarray:
     model, maps = load_model(run, data).eval(), []
     side = max(4, 3 * data.images.shape[-1] // 16)
     occluded = OcclusionSensitivity(model, side, n_batch=128, overlap=0.5, mode="mean_img", verbose=False, activate=False)
-    for image in data.tensors(rows, device())[0]:
+    for image in data.load_batch(rows, device())[0]:
         with torch.inference_mode():
             logits = model(image[None])[0]
         predicted = int(logits.argmax())
@@ -161,7 +161,7 @@ def occlusion(run: Run, data: PreparedSet, rows: np.ndarray) -> np.ndarray:
 
 
 @styled
-def occlusion_picture(data: PreparedSet, rows: np.ndarray, maps: dict[str, np.ndarray]) -> Picture:
+def occlusion_figure(data: PreparedDataset, rows: np.ndarray, maps: dict[str, np.ndarray]) -> AccessibleFigure:
     """Draw images in the first line and, for each title, their occlusion maps below, on one scale for each title."""
     figure, axes = grid(1 + len(maps), len(rows), 1.9)
     peaks = []
@@ -175,17 +175,17 @@ def occlusion_picture(data: PreparedSet, rows: np.ndarray, maps: dict[str, np.nd
             axis.imshow(heats[column], cmap="inferno", vmin=0, vmax=max(float(heats.max()), 1e-6), alpha=0.6)
             peaks.append("row {}, column {}".format(*np.unravel_index(heats[column].argmax(), heats[column].shape)))
     words = f"Bright: hiding that place lowers the score most. Peaks at {'; '.join(peaks)} of {data.images.shape[-1]}."
-    return picture(figure, f"Occlusion maps of {', '.join(maps)} for {len(rows)} images. {words}")
+    return accessible_figure(figure, f"Occlusion maps of {', '.join(maps)} for {len(rows)} images. {words}")
 
 
 @styled
-def row_of_images(images: list[np.ndarray], titles: list[str]) -> Picture:
+def row_of_images(images: list[np.ndarray], titles: list[str]) -> AccessibleFigure:
     """Draw grey images (H, W) side by side under their titles."""
     figure, axes = grid(1, len(images), 1.9)
     for axis, image, title in zip(axes[0], images, titles, strict=True):
         axis.imshow(image, cmap="gray")
         axis.set_title(title.replace("_", " "), fontsize=9)
-    return picture(figure, f"Images, from left to right: {', '.join(titles)}.")
+    return accessible_figure(figure, f"Images, from left to right: {', '.join(titles)}.")
 
 
 def _weights(model: torch.nn.Module) -> Weights:

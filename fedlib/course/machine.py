@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from fedlib.config import ROOT, StudyConfig
-from fedlib.data.dataset import PreparedSet, find_prepared, open_prepared
+from fedlib.data.dataset import PreparedDataset, find_prepared, open_prepared
 from fedlib.training.loop import initial_model, train_round
 from fedlib.training.run_store import PACKAGES, RunStore
 
@@ -63,7 +63,7 @@ def minutes(study: StudyConfig) -> pd.DataFrame:
     return table.assign(**{"minutes, about": (seconds / 60).round().clip(1).astype(int)})
 
 
-def seconds_a_step(study: StudyConfig, data: PreparedSet | None = None, steps: int = 4) -> float:
+def seconds_a_step(study: StudyConfig, data: PreparedDataset | None = None, steps: int = 4) -> float:
     """Return the seconds of a training step of this study's model on noise, after a round to warm up."""
     images, rng, n = study.task == "classification", np.random.default_rng(0), steps * study.batch_size
     shape = data.images.shape[2:] if data else (study.size,) * (2 if images else 3)
@@ -71,7 +71,7 @@ def seconds_a_step(study: StudyConfig, data: PreparedSet | None = None, steps: i
     labels = rng.integers(0, len(classes), n if images else (n, *shape), np.uint8)
     noise = rng.integers(0, 255, (n, 1, *shape), np.uint8)
     about = {"task": study.task, "classes": classes, "spacing_mm": [1.0, 1.0, 1.0]}
-    made_up = PreparedSet(Path(), about, pd.DataFrame(), noise, labels)
+    made_up = PreparedDataset(Path(), about, pd.DataFrame(), noise, labels)
     config = study.runs("", ("centralized",))[0].model_copy(update={"local_epochs": 1})
     model = initial_model(config, made_up)
     train_round(model, made_up, np.arange(n), config, 0, 1)

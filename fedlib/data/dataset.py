@@ -29,7 +29,7 @@ FORMAT = 2
 
 
 @dataclass(frozen=True)
-class PreparedSet:
+class PreparedDataset:
     """One task's images, ready to train on. Arrays are memory-mapped: opening costs milliseconds, not memory."""
 
     folder: Path
@@ -63,7 +63,7 @@ class PreparedSet:
         """Row numbers of the cases in split `train`, `val` or `test`."""
         return np.flatnonzero(self.cases["split"].to_numpy() == name)
 
-    def tensors(
+    def load_batch(
         self, rows: np.ndarray, device: torch.device | str = "cpu", low: float = -1
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Read cases from disk: images float32 in [low, 1], (B, 1, ...), and labels int64, (B,) or (B, 1, ...).
@@ -92,7 +92,7 @@ def batches(
     return np.array_split(rows, -(-len(rows) // batch_size))
 
 
-def deal_groups(sizes: pd.Series, fractions: np.ndarray, rng: np.random.Generator) -> dict:
+def assign_groups(sizes: pd.Series, fractions: np.ndarray, rng: np.random.Generator) -> dict:
     """Deal whole groups (patients) to receivers (clients, splits) so that each gets about its fraction of the cases.
 
     `sizes` holds the cases of each group. In random order, every receiver gets one group first; then the one furthest below
@@ -120,7 +120,7 @@ def _fingerprint(manifest: dict) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def open_prepared(folder: Path | str, task: str | None = None) -> PreparedSet:
+def open_prepared(folder: Path | str, task: str | None = None) -> PreparedDataset:
     """Open a prepared set, or the one in the subfolder named after `task`.
 
     Raises UserError, naming the file, when there is none, when it is of another task or version of this project, or when a
@@ -174,7 +174,7 @@ def find_prepared(folder: Path | str, task: str | None = None) -> Path | None:
 
 
 @functools.lru_cache(maxsize=4)
-def _open(folder: Path, found: tuple[tuple[str, int, int], ...]) -> PreparedSet:
+def _open(folder: Path, found: tuple[tuple[str, int, int], ...]) -> PreparedDataset:
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text())
@@ -189,7 +189,7 @@ def _open(folder: Path, found: tuple[tuple[str, int, int], ...]) -> PreparedSet:
         raise UserError(f"{path}: edited since it was prepared (its fingerprint differs); prepare the set again")
     _verify(folder, files, {name: [size, changed] for name, size, changed in found if name in files})
     images, labels = (np.load(folder / name, mmap_mode="r") for name in ARRAYS)
-    return PreparedSet(folder, manifest, read_cases(folder / "cases.csv"), images, labels)
+    return PreparedDataset(folder, manifest, read_cases(folder / "cases.csv"), images, labels)
 
 
 def _verify(folder: Path, files: dict, found: dict[str, list[int]]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fedlib.config import RunConfig, UserError
-from fedlib.data.dataset import PreparedSet, deal_groups
+from fedlib.data.dataset import PreparedDataset, assign_groups
 
 MIN_CASES = 2
 """Cases of the smallest client: BatchNorm cannot train on a batch of one."""
@@ -26,7 +26,7 @@ IDENTIFIERS = ("case", "patient", "file", "dup_group")
 EMPTY = "(empty)"
 
 
-def clients_of(config: RunConfig, data: PreparedSet) -> list[np.ndarray]:
+def clients_of(config: RunConfig, data: PreparedDataset) -> list[np.ndarray]:
     """Return the training rows of each client of a run, sorted; all rows at one client when it is centralized.
 
     The parts are disjoint and together complete, and come from the seed and the number of clients alone.
@@ -60,7 +60,7 @@ def partition_stratified(cases: pd.DataFrame, rows: np.ndarray, shares: np.ndarr
     rng, client_of = np.random.default_rng([seed, len(shares)]), {}
     for label, sizes in _patients_of_classes(cases, rows):
         _require_patients(label, sizes, len(shares), len(shares))
-        client_of |= deal_groups(sizes, shares, rng)
+        client_of |= assign_groups(sizes, shares, rng)
     return _rows_of_clients(cases, rows, client_of, len(shares))
 
 
@@ -113,7 +113,7 @@ def partition_missing_classes(
         if not holders:
             raise UserError(f"n_clients = {n_clients}: no client would hold {label!r}; expected more clients")
         _require_patients(label, sizes, len(holders), n_clients)
-        client_of |= {patient: holders[i] for patient, i in deal_groups(sizes, client_shares(len(holders)), rng).items()}
+        client_of |= {patient: holders[i] for patient, i in assign_groups(sizes, client_shares(len(holders)), rng).items()}
     return _rows_of_clients(cases, rows, client_of, n_clients)
 
 

@@ -86,7 +86,7 @@ class CheckedStrategy(Strategy):
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
         """Ask all clients to validate where each has its own model; else nobody."""
-        if not self.config.personal:
+        if not self.config.is_personalized:
             return []
         self.asked = sorted(self.nodes.values())
         content = RecordDict({"arrays": arrays, "config": config})
@@ -95,7 +95,7 @@ class CheckedStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
         """Average the validation scores of the clients' own models; their messages count as traffic of the round."""
-        if not self.config.personal:
+        if not self.config.is_personalized:
             return
         number = self.rounds_before + server_round
         received, absent = self._receive(number, replies)
@@ -181,7 +181,7 @@ class CheckedStrategy(Strategy):
 def participants(config: RunConfig, round_number: int) -> list[int]:
     """Draw the clients of a round from the seed and the round alone, so that the draw can be repeated."""
     rng = np.random.default_rng([config.seed, config.n_clients, round_number])
-    return sorted(rng.choice(config.n_clients, config.sampled(config.n_clients), replace=False).tolist())
+    return sorted(rng.choice(config.n_clients, config.clients_per_round(config.n_clients), replace=False).tolist())
 
 
 def count_bytes(content: RecordDict) -> int:

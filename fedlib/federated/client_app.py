@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 
 from fedlib import tasks
 from fedlib.config import RunConfig, UserError
-from fedlib.data.dataset import PreparedSet, open_prepared
+from fedlib.data.dataset import PreparedDataset, open_prepared
 from fedlib.data.files import write_atomically
 from fedlib.data.partition import clients_of
 from fedlib.federated.privacy import local_privacy, seed_noise
@@ -82,7 +82,7 @@ class ClientTask:
     """What a message asks of a client, and what the client needs for it."""
 
     config: RunConfig
-    data: PreparedSet
+    data: PreparedDataset
     client: int
     round: int
     accepted: int
@@ -102,7 +102,7 @@ class ClientTask:
         if data.fingerprint != config.data_fingerprint:
             found = f"its prepared set has fingerprint {data.fingerprint[:12]}"
             raise NodeError(f"{found}, expected {config.data_fingerprint[:12]}, the run's")
-        keeps = config.strategy == "scaffold" or config.personal
+        keeps = config.strategy == "scaffold" or config.is_personalized
         state = ClientState(_state_folder(context, config), client) if keeps else None
         with _lock:
             template, partition = _model_and_partition(config, data.folder)
@@ -219,7 +219,7 @@ def send_local_state(message: Message, context: Context) -> Message:
 
 def local_state(config: RunConfig, model: torch.nn.Module) -> State:
     """Return what of a model stays at its client: BatchNorm, weights and statistics, under FedBN; else nothing."""
-    if not config.personal:
+    if not config.is_personalized:
         return {}
     layers = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
     return {name: tensor for name, tensor in model.state_dict().items() if name.rpartition(".")[0] in layers}

@@ -13,23 +13,27 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity  # private; Flower's own runtimes set it, and messages need it
 
 from fedlib.config import RunConfig
-from fedlib.data.dataset import PreparedSet
+from fedlib.data.dataset import PreparedDataset
 from fedlib.federated.client_app import client_app, stop_training
 from fedlib.federated.server_app import serve
-from fedlib.training.loop import cores, device, kernels
+from fedlib.training.loop import cores, deterministic_kernels, device
 from fedlib.training.run_store import RunRecord
 
 SERVER_NODE, FIRST_CLIENT_NODE = 1, 2
 
 
-def train_federated(config: RunConfig, data: PreparedSet, record: RunRecord) -> None:
+def train_federated(config: RunConfig, data: PreparedDataset, record: RunRecord) -> None:
     """Run a federation of `config.n_clients` clients; the outcome is in the record.
 
     Raises what `serve` raises.
     """
     node = {"data-dir": str(data.folder), "state-dir": str(record.folder / "checkpoints"), "full-errors": True}
     at_a_time, threads = parallel_clients(config)
-    with _quiet(), kernels(config), InProcessGrid(client_app, config.n_clients, node, at_a_time, threads) as grid:
+    with (
+        _quiet(),
+        deterministic_kernels(config),
+        InProcessGrid(client_app, config.n_clients, node, at_a_time, threads) as grid,
+    ):
         serve(grid, config, data, record)
 
 
@@ -40,7 +44,7 @@ def parallel_clients(config: RunConfig) -> tuple[int, int]:
     at a time; so does NumPy's global generator, which draws the noise of local privacy.
     """
     alone = device().type == "cuda" or config.privacy == "local"
-    at_a_time = 1 if alone else min(cores(), config.sampled(config.n_clients))
+    at_a_time = 1 if alone else min(cores(), config.clients_per_round(config.n_clients))
     return at_a_time, max(1, torch.get_num_threads() // at_a_time)
 
 

@@ -18,12 +18,12 @@ from flwr.serverapp import GaussianPrivacyEvent, NeighboringRelation, PrivacyCon
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
 
 from fedlib.config import DELTA, RunConfig
-from fedlib.training.loop import stream_seed
+from fedlib.training.loop import derive_seed
 
 
 def central_privacy(config: RunConfig, strategy: FedAvg) -> DifferentialPrivacyServerSideFixedClipping:
     """Wrap a strategy in Flower's central differential privacy. All clients must count alike in its mean."""
-    sampled = config.sampled(config.n_clients)
+    sampled = config.clients_per_round(config.n_clients)
     return DifferentialPrivacyServerSideFixedClipping(strategy, config.noise_multiplier, config.clipping_norm, sampled)
 
 
@@ -44,7 +44,7 @@ def epsilon_after(config: RunConfig, rounds: int) -> float:
     """
     relation, sampling = NeighboringRelation.ADD_OR_REMOVE_ONE, SamplingMethod.NO_AMPLIFICATION
     accountant = RdpAccountant(PrivacyConfig(DELTA, config.n_clients, relation, sampling))
-    event = GaussianPrivacyEvent(config.noise_multiplier, config.sampled(config.n_clients), config.n_clients)
+    event = GaussianPrivacyEvent(config.noise_multiplier, config.clients_per_round(config.n_clients), config.n_clients)
     accountant.compose(event, rounds)
     return accountant.get_epsilon(DELTA)
 
@@ -54,4 +54,4 @@ def seed_noise(config: RunConfig, client: int, round_number: int) -> None:
 
     The server counts as client `n_clients`.
     """
-    np.random.seed(stream_seed(config.seed, client, round_number) % 2**32)
+    np.random.seed(derive_seed(config.seed, client, round_number) % 2**32)

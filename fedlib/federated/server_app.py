@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedlib import tasks
 from fedlib.config import RunConfig, StudyConfig, UserError
-from fedlib.data.dataset import PreparedSet, open_prepared
+from fedlib.data.dataset import PreparedDataset, open_prepared
 from fedlib.data.partition import clients_of
 from fedlib.federated.checked_strategy import CheckedStrategy, FederationError
 from fedlib.federated.client_app import shared_state
@@ -50,7 +50,7 @@ def main(grid: Grid, context: Context) -> None:
     print(f"done: {scores}; {run.folder}")
 
 
-def parse_run_config(run_config: dict[str, str | int | float | bool]) -> tuple[RunConfig, PreparedSet, RunStore]:
+def parse_run_config(run_config: dict[str, str | int | float | bool]) -> tuple[RunConfig, PreparedDataset, RunStore]:
     """Return the one federated run that a run config describes; empty values are the profile's.
 
     Flower sends the run config to all nodes. The server's folders may instead be in its environment, as FEDLIB_DATA_DIR and
@@ -70,7 +70,7 @@ def parse_run_config(run_config: dict[str, str | int | float | bool]) -> tuple[R
     return config, data, RunStore(study.out_dir)
 
 
-def serve(grid: Grid, config: RunConfig, data: PreparedSet, record: RunRecord) -> None:
+def serve(grid: Grid, config: RunConfig, data: PreparedDataset, record: RunRecord) -> None:
     """Run the federation; rounds, clients and final weights go to the record, and from its checkpoint a run resumes.
 
     Raises FederationError, naming client, round and cause; UserError when the prepared set is not the run's.
@@ -84,7 +84,7 @@ def serve(grid: Grid, config: RunConfig, data: PreparedSet, record: RunRecord) -
 class _Server:
     """One run: the grid of its clients, its strategy, its weights and its record."""
 
-    def __init__(self, grid: Grid, config: RunConfig, data: PreparedSet, record: RunRecord):
+    def __init__(self, grid: Grid, config: RunConfig, data: PreparedDataset, record: RunRecord):
         self.grid, self.config, self.data, self.record = grid, config, data, record
         self.settings = ConfigRecord({"run": config.model_dump_json()})
         self.model = initial_model(config, data)
@@ -134,7 +134,7 @@ class _Server:
 
     def scores(self, number: int) -> dict[str, float]:
         """Score the global model on the validation split; where each client has its own, return their mean."""
-        if self.config.personal:
+        if self.config.is_personalized:
             return self.strategy.validation
         self.model.load_state_dict(self.weights)
         cases = evaluate(self.model, self.data, self.data.split("val"), self.config)
@@ -143,7 +143,7 @@ class _Server:
 
     def final_weights(self) -> State:
         """Return the global model or, where each client has its own, all of them, by client."""
-        if not self.config.personal:
+        if not self.config.is_personalized:
             return self.weights
         messages = [self.strategy.client_message(node, self.settings, "query.local") for node in self.strategy.nodes]
         weights = {}

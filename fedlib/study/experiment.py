@@ -6,14 +6,14 @@ from tqdm import tqdm
 
 from fedlib import tasks
 from fedlib.config import RunConfig, precision_note
-from fedlib.data.dataset import PreparedSet
+from fedlib.data.dataset import PreparedDataset
 from fedlib.federated.in_process import train_federated
 from fedlib.training.execution import execute, train_locally
 from fedlib.training.run_store import Run, RunStore
 from fedlib.views import progress
 
 
-def run(config: RunConfig, data: PreparedSet, store: RunStore) -> Run:
+def run(config: RunConfig, data: PreparedDataset, store: RunStore) -> Run:
     """Train and score one configuration, or read it from the store if it is done there.
 
     Raises what the training raises; the run's status then says why.
@@ -29,7 +29,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def run_all(
-    configs: list[RunConfig], data: PreparedSet, store: RunStore, report: Callable[[str], None] = tqdm.write
+    configs: list[RunConfig], data: PreparedDataset, store: RunStore, report: Callable[[str], None] = tqdm.write
 ) -> list[Run]:
     """Train runs in order, with a progress bar and a line for each; a failed one does not stop the others.
 

@@ -116,7 +116,7 @@ def caveats(runs: list[Run], study: StudyConfig, data: dict[str, Any]) -> Iterat
         yield "Profile smoke: a test of the whole line; its figures mean nothing."
     if len(study.seeds) == 1:
         yield "One seed: the intervals show how far a score would move with other patients, not with another training."
-    if missed := len(analysis.absences(runs)):
+    if missed := len(analysis.missing_clients(runs)):
         yield f"A client was absent {missed} times, and its round continued without it: clients.csv has the reason."
     if any("epsilon" in run.result for run in runs):
         covers = {run.provenance["privacy"]["covers"] for run in runs if "epsilon" in run.result}
@@ -148,9 +148,9 @@ def _comparison(task: str, runs: list[Run], study: StudyConfig, data: dict, tabl
         if shown:
             yield _figure(plots.learning_curves(shown, [metric]), f"Validation {tasks.NAMES[metric]} after every round.")
         if local:
-            yield _figure(plots.spread(runs, metric), f"Each client's own model: test {tasks.NAMES[metric]}.")
+            yield _figure(plots.client_scores(runs, metric), f"Each client's own model: test {tasks.NAMES[metric]}.")
     if federated := [run for run in runs if run.config.mode == "federated"]:
-        yield _figure(plots.traffic(federated), "Weights sent in one round, to every client and back.")
+        yield _figure(plots.communication(federated), "Weights sent in one round, to every client and back.")
     if table is not None:
         yield _table("Budget and training of each arm", analysis.readable(analysis.training_table(runs, study)))
         for title, question in FURTHER.items():
@@ -213,7 +213,7 @@ def _table(title: str, shown: pd.DataFrame, raw: pd.DataFrame | None = None, fol
     )
 
 
-def _figure(picture: plots.Picture, caption: str) -> NotebookNode:
+def _figure(picture: plots.AccessibleFigure, caption: str) -> NotebookNode:
     data, metadata = picture._repr_mimebundle_()
     return _output(data, caption, metadata)
 

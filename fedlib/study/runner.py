@@ -29,7 +29,7 @@ from jupyter_client.manager import AsyncKernelManager
 from tqdm import tqdm
 
 from fedlib.config import ROOT, RunConfig, StudyConfig, UserError
-from fedlib.data.dataset import PreparedSet, find_prepared, open_prepared
+from fedlib.data.dataset import PreparedDataset, find_prepared, open_prepared
 from fedlib.data.partition import clients_of
 from fedlib.study.pages import render_notebook
 from fedlib.study.report import missing_runs, write_index
@@ -151,7 +151,7 @@ def planned_runs(study: StudyConfig, modes: Sequence[str] = MODES["04"]) -> list
     return study.runs(open_prepared(prepared).fingerprint, modes) if prepared else []
 
 
-def check(study: StudyConfig) -> PreparedSet:
+def check(study: StudyConfig) -> PreparedDataset:
     """Open the data and partition it for every run. Returns the data; raises UserError if a run could not be trained."""
     data = open_prepared(study.prepared_dir, study.task)
     for config in study.runs(data.fingerprint):

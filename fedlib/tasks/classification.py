@@ -7,7 +7,7 @@ from monai.networks.utils import replace_modules
 
 from fedlib.config import RunConfig
 from fedlib.data.augment import random_affine, random_appearance
-from fedlib.data.dataset import PreparedSet
+from fedlib.data.dataset import PreparedDataset
 
 METRICS = ("accuracy", "sensitivity")
 PRIMARY = METRICS
@@ -57,7 +57,7 @@ def loss_function() -> torch.nn.Module:
 
 
 def augment(
-    images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, data: PreparedSet, config: RunConfig
+    images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, data: PreparedDataset, config: RunConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Augment images as the config says (affine: *chosen*). No mirror image: the heart is on the left."""
     if config.augmentation == "affine":
@@ -72,7 +72,7 @@ def training_metric(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (logits.argmax(1) == labels).float().mean()
 
 
-def score_cases(data: PreparedSet, rows: list[int], logits: torch.Tensor, final: bool) -> pd.DataFrame:
+def score_cases(data: PreparedDataset, rows: list[int], logits: torch.Tensor, final: bool) -> pd.DataFrame:
     """A row per case: truth, prediction (class names), and the probability of each class."""
     probabilities = logits.float().softmax(1)
     names = data.classes

@@ -12,7 +12,7 @@ from monai.networks.nets import UNet
 
 from fedlib.config import RunConfig
 from fedlib.data.augment import random_affine
-from fedlib.data.dataset import PreparedSet
+from fedlib.data.dataset import PreparedDataset
 
 # MONAI 1.6 warns of an argument that it passes itself.
 warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*", category=FutureWarning)
@@ -47,7 +47,7 @@ def loss_function() -> torch.nn.Module:
 
 
 def augment(
-    images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, data: PreparedSet, config: RunConfig
+    images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator, data: PreparedDataset, config: RunConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotate (in the plane of the slices), scale and translate image and label together (*chosen*).
 
@@ -65,7 +65,7 @@ def training_metric(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return _dice(logits.argmax(1, keepdim=True), labels, logits.shape[1]).nanmean()
 
 
-def score_cases(data: PreparedSet, rows: list[int], logits: torch.Tensor, final: bool) -> pd.DataFrame:
+def score_cases(data: PreparedDataset, rows: list[int], logits: torch.Tensor, final: bool) -> pd.DataFrame:
     """A row per case: Dice of each structure and, if `final`, its HD95 and its average symmetric surface distance in mm.
 
     Rule for empty masks: a structure that is missed has Dice 0 and no distance (an infinite one has no mean; count the

@@ -10,17 +10,17 @@ import torch
 
 from fedlib import tasks
 from fedlib.config import DELTA, EPSILON_COVERS, RunConfig
-from fedlib.data.dataset import PreparedSet
+from fedlib.data.dataset import PreparedDataset
 from fedlib.data.partition import clients_of
-from fedlib.training.loop import device, evaluate, forward, initial_model, kernels, train_round, weights_of
+from fedlib.training.loop import deterministic_kernels, device, evaluate, forward, get_state_dict, initial_model, train_round
 from fedlib.training.plateau import training_state
 from fedlib.training.run_store import Run, RunRecord, RunStore, provenance, state_sha256
 
-Train = Callable[[RunConfig, PreparedSet, RunRecord], None]
+Train = Callable[[RunConfig, PreparedDataset, RunRecord], None]
 """Trains a run; rounds, clients and final weights are then in its record."""
 
 
-def execute(config: RunConfig, data: PreparedSet, store: RunStore, train: Train, wait: bool = True) -> Run:
+def execute(config: RunConfig, data: PreparedDataset, store: RunStore, train: Train, wait: bool = True) -> Run:
     """Train one configuration by `train` and score it, or read it from the store if it is done there.
 
     While another process trains it, wait for that one or, with `wait=False`, raise filelock.Timeout at once.
@@ -43,8 +43,8 @@ def execute(config: RunConfig, data: PreparedSet, store: RunStore, train: Train,
             raise
 
 
-def load_model(run: Run, data: PreparedSet, client: int | None = None) -> torch.nn.Module:
-    """The trained model of a run; where each client has its own (`models_apart`), that of one client."""
+def load_model(run: Run, data: PreparedDataset, client: int | None = None) -> torch.nn.Module:
+    """The trained model of a run; where each client has its own (`has_client_models`), that of one client."""
     model, state = initial_model(run.config, data), run.weights()
     prefix = "" if client is None else f"client{client}."
     model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)})
@@ -52,17 +52,17 @@ def load_model(run: Run, data: PreparedSet, client: int | None = None) -> torch.
 
 
 @torch.inference_mode()
-def predict(run: Run, data: PreparedSet, rows: np.ndarray) -> np.ndarray:
+def predict(run: Run, data: PreparedDataset, rows: np.ndarray) -> np.ndarray:
     """Labels that a run's model gives to cases: classes (B,), or structures (B, X, Y, Z).
 
     Where each client has its own model, that of the first."""
-    model = load_model(run, data, 0 if run.config.models_apart else None).eval()
-    images, _ = data.tensors(rows, device(), run.config.input_low)
-    with kernels(run.config):
+    model = load_model(run, data, 0 if run.config.has_client_models else None).eval()
+    images, _ = data.load_batch(rows, device(), run.config.input_low)
+    with deterministic_kernels(run.config):
         return forward(model, images, run.config).argmax(1).cpu().numpy()
 
 
-def train_locally(config: RunConfig, data: PreparedSet, record: RunRecord) -> None:
+def train_locally(config: RunConfig, data: PreparedDataset, record: RunRecord) -> None:
     """Centralized and local-only: every client trains alone, from the same start, for as many rounds as a federation."""
     states, rounds = [], []
     for client, rows in enumerate(clients_of(config, data)):
@@ -79,8 +79,8 @@ def train_locally(config: RunConfig, data: PreparedSet, record: RunRecord) -> No
                 {"round": number, **scores, "seconds": trained["seconds"], "bytes_down": 0, "bytes_up": 0}
             )
             record.log_clients(progress.clients[-1:])
-            record.save_checkpoint(f"client{client}", weights_of(model), progress)
-        states.append(weights_of(model))
+            record.save_checkpoint(f"client{client}", get_state_dict(model), progress)
+        states.append(get_state_dict(model))
         rounds += progress.rounds
     totals = {"seconds": "sum", "bytes_down": "sum", "bytes_up": "sum"}
     table = pd.DataFrame(rounds)
@@ -93,13 +93,13 @@ def train_locally(config: RunConfig, data: PreparedSet, record: RunRecord) -> No
         record.save_weights(own)
 
 
-def _score(config: RunConfig, data: PreparedSet, record: RunRecord) -> Run:
+def _score(config: RunConfig, data: PreparedDataset, record: RunRecord) -> Run:
     """Score the final model, or those of the clients, on the test split; write what a finished run has."""
     trained = Run(record.folder)
-    alone = range(config.n_clients) if config.models_apart else [None]
+    alone = range(config.n_clients) if config.has_client_models else [None]
     tables, scores, hashes = [], [], []
     if config.mode == "federated":  # before the test split is read
-        record.log_own_cases(_score_own(trained, data))
+        record.log_train_cases(_score_train_cases(trained, data))
     for client in alone:
         model = load_model(trained, data, client)
         cases = evaluate(model, data, data.split("test"), config, final=True)
@@ -107,7 +107,7 @@ def _score(config: RunConfig, data: PreparedSet, record: RunRecord) -> Run:
         hashes.append(state_sha256(model.state_dict()))
         tables.append(cases if client is None else cases.assign(client=client))
     record.log_cases(pd.concat(tables, ignore_index=True))
-    if config.models_apart:
+    if config.has_client_models:
         tested = [{f"test_{metric}": score for metric, score in row.items()} for row in scores]
         record.log_test_scores([row | {"weights_sha256": sha} for row, sha in zip(tested, hashes, strict=True)])
         weights_sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
@@ -121,9 +121,9 @@ def _score(config: RunConfig, data: PreparedSet, record: RunRecord) -> Run:
     return record.finish(about, _result(trained, data, result, weights_sha256))
 
 
-def _score_own(run: Run, data: PreparedSet) -> pd.DataFrame:
+def _score_train_cases(run: Run, data: PreparedDataset) -> pd.DataFrame:
     """How the model does at each client: on its own training cases, since no client holds test cases."""
-    apart, tables = run.config.models_apart, []
+    apart, tables = run.config.has_client_models, []
     model = None if apart else load_model(run, data)
     for client, rows in enumerate(clients_of(run.config, data)):
         own = load_model(run, data, client) if apart else model
@@ -131,7 +131,7 @@ def _score_own(run: Run, data: PreparedSet) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _result(run: Run, data: PreparedSet, metrics: dict[str, float], weights_sha256: str) -> dict[str, Any]:
+def _result(run: Run, data: PreparedDataset, metrics: dict[str, float], weights_sha256: str) -> dict[str, Any]:
     """The run's row of results.csv. seconds: of all rounds, without the server's scoring; bytes: both ways, all rounds."""
     config, rounds, primary = run.config, run.rounds, tasks.get(run.config.task).PRIMARY
     shown = ("task", "mode", "n_clients", "partition", "strategy", "seed", "rounds", "local_epochs")

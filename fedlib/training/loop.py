@@ -17,7 +17,7 @@ import torch
 
 from fedlib import tasks
 from fedlib.config import RunConfig, UserError
-from fedlib.data.dataset import PreparedSet, batches
+from fedlib.data.dataset import PreparedDataset, batches
 
 WARM_UP = 0.1
 """Share of the run over which the learning rate rises (*chosen*)."""
@@ -37,22 +37,22 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def initial_model(config: RunConfig, data: PreparedSet) -> torch.nn.Module:
+def initial_model(config: RunConfig, data: PreparedDataset) -> torch.nn.Module:
     """The task's model with weights drawn from the run's seed: the same start for every arm of a seed."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = tasks.get(config.task).build_model(config, len(data.classes))
-    return model.to(device(), memory_format=layout(config))
+    return model.to(device(), memory_format=memory_format(config))
 
 
-def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def get_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A model's weights as safetensors takes them: contiguous, on the CPU. Where they are so already, they are its own."""
     return {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
 def train_round(
     model: torch.nn.Module,
-    data: PreparedSet,
+    data: PreparedDataset,
     rows: np.ndarray,
     config: RunConfig,
     client: int,
@@ -68,15 +68,15 @@ def train_round(
     Raises UserError when the loss is not finite.
     """
     task, began = tasks.get(config.task), time.perf_counter()
-    generator = torch.Generator().manual_seed(stream_seed(config.seed, client, round_number))
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, client, round_number))
     optimizer, loss_function = make_optimizer(model, config), task.loss_function()
     cuts = (batches(rows, config.batch_size, generator, config.drop_last) for _ in range(config.local_epochs))
     plan = [batch for epoch in cuts for batch in epoch]
     totals = torch.zeros(2, device=device())  # read once, at the end: a GPU must not be waited for at every step
     model.train()
-    with kernels(config):
+    with deterministic_kernels(config):
         for step, batch in enumerate(plan):
-            images, labels = task.augment(*data.tensors(batch, device(), config.input_low), generator, data, config)
+            images, labels = task.augment(*data.load_batch(batch, device(), config.input_low), generator, data, config)
             logits = forward(model, images, config)
             loss = loss_function(logits, labels)
             optimizer.zero_grad()
@@ -103,20 +103,20 @@ def make_optimizer(model: torch.nn.Module, config: RunConfig) -> torch.optim.Opt
 def forward(model: torch.nn.Module, images: torch.Tensor, config: RunConfig) -> torch.Tensor:
     """Return the model's logits (float32) in the run's precision."""
     with torch.autocast(device().type, torch.bfloat16, enabled=config.precision == "bf16"):
-        return model(images.contiguous(memory_format=layout(config))).float()
+        return model(images.contiguous(memory_format=memory_format(config))).float()
 
 
 @torch.inference_mode()
 def evaluate(
-    model: torch.nn.Module, data: PreparedSet, rows: np.ndarray, config: RunConfig, final: bool = False
+    model: torch.nn.Module, data: PreparedDataset, rows: np.ndarray, config: RunConfig, final: bool = False
 ) -> pd.DataFrame:
     """Score every case of `rows`: one row a case (the task's `score_cases`); `final` adds what only the test set needs."""
     task = tasks.get(config.task)
     model.eval()
     tables = []
     for batch in batches(rows, 4 * config.batch_size):
-        images, _ = data.tensors(batch, device(), config.input_low)
-        with kernels(config):
+        images, _ = data.load_batch(batch, device(), config.input_low)
+        with deterministic_kernels(config):
             logits = forward(model, images, config).cpu()
         tables.append(task.score_cases(data, batch, logits, final))
     return pd.concat(tables, ignore_index=True)
@@ -135,18 +135,18 @@ def learning_rate(config: RunConfig, rounds_done: float) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
 
 
-def stream_seed(seed: int, client: int, round_number: int) -> int:
+def derive_seed(seed: int, client: int, round_number: int) -> int:
     """A seed for one client in one round; well mixed, so that neighbouring streams have nothing in common."""
     return int(np.random.SeedSequence([seed, client, round_number]).generate_state(1, np.uint64)[0])
 
 
-def layout(config: RunConfig) -> torch.memory_format:
+def memory_format(config: RunConfig) -> torch.memory_format:
     """Channels last: the same numbers, half as fast again on a CPU."""
     return torch.channels_last if config.task == "classification" else torch.channels_last_3d
 
 
 @contextmanager
-def kernels(config: RunConfig) -> Iterator[None]:
+def deterministic_kernels(config: RunConfig) -> Iterator[None]:
     """Kernels that give the same bits every time, unless the run does without; torch warns of an operation that has none.
 
     On a CPU all of ours are such; on a GPU some are slower for it.

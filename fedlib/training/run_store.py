@@ -23,13 +23,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from fedlib.config import ROOT, RunConfig, StudyConfig, UserError, validated
-from fedlib.data.dataset import PreparedSet, read_cases
+from fedlib.data.dataset import PreparedDataset, read_cases
 from fedlib.data.files import file_sha256, write_atomically
 
 State = dict[str, torch.Tensor]
-FILES = ("config.json", "rounds.csv", "clients.csv", "validation.csv", "cases.csv", "own_cases.csv", "weights.safetensors",
+FILES = ("config.json", "rounds.csv", "clients.csv", "validation.csv", "cases.csv", "train_cases.csv", "weights.safetensors",
          "provenance.json")  # fmt: skip
-"""Of a finished run; validation.csv and own_cases.csv of federated runs only. status.json holds the hash of each."""
+"""Of a finished run; validation.csv and train_cases.csv of federated runs only. status.json holds the hash of each."""
 KEPT = ("title", "synthetic", "choices", "counts")
 """What study.json keeps of a prepared set's manifest, so that the page can be made again without the images."""
 PACKAGES = ("torch", "monai", "flwr", "torchmetrics", "numpy", "pandas")
@@ -72,12 +72,12 @@ class Run:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        return json.loads(self.whole("provenance.json").read_text())
+        return json.loads(self.verified_path("provenance.json").read_text())
 
     @property
     def rounds(self) -> pd.DataFrame:
         """A row per round: validation metrics, seconds, bytes_down, bytes_up."""
-        return pd.read_csv(self.whole("rounds.csv"))
+        return pd.read_csv(self.verified_path("rounds.csv"))
 
     @property
     def clients(self) -> pd.DataFrame:
@@ -85,7 +85,7 @@ class Run:
 
         Where a quorum let a round go on without a client, its row has the reason in a column `absent`.
         """
-        return pd.read_csv(self.whole("clients.csv"))
+        return pd.read_csv(self.verified_path("clients.csv"))
 
     @cached_property
     def validation(self) -> pd.DataFrame | None:
@@ -94,23 +94,23 @@ class Run:
         None where there is no such model: outside of federated runs, or where each client has its own.
         """
         kept = "validation.csv" in self.status.get("files", {})
-        return read_cases(self.whole("validation.csv")) if kept else None
+        return read_cases(self.verified_path("validation.csv")) if kept else None
 
     @cached_property
     def cases(self) -> pd.DataFrame:
         """A row per test case (for local runs: per client and test case)."""
-        return read_cases(self.whole("cases.csv"))
+        return read_cases(self.verified_path("cases.csv"))
 
     @cached_property
-    def own_cases(self) -> pd.DataFrame:
+    def train_cases(self) -> pd.DataFrame:
         """Federated runs: the global model on the training cases of each client (from 0), a row per case, as in `cases`."""
-        return read_cases(self.whole("own_cases.csv"))
+        return read_cases(self.verified_path("train_cases.csv"))
 
     def weights(self) -> State:
         """The final weights; of a local run those of all clients, their names prefixed `client0.`, `client1.`, ..."""
-        return load_file(self.whole("weights.safetensors"))
+        return load_file(self.verified_path("weights.safetensors"))
 
-    def whole(self, name: str) -> Path:
+    def verified_path(self, name: str) -> Path:
         """The path of one of the run's files, as it was when the run was done.
 
         Raises UserError when the file is missing, or differs from the hash that status.json holds of it.
@@ -141,7 +141,7 @@ class RunStore:
         found = [self.get(config.run_id) for config in configs]
         return [run for run in found if run and run.done]
 
-    def need(self, configs: list[RunConfig]) -> list[Run]:
+    def require_centralized(self, configs: list[RunConfig]) -> list[Run]:
         """The runs that are done. Raises UserError when the centralized one, which all are compared with, is not."""
         runs = self.done(configs)
         if not any(run.config.mode == "centralized" for run in runs):
@@ -223,8 +223,8 @@ class RunRecord:
     def log_cases(self, cases: pd.DataFrame) -> None:
         write_atomically(self.folder / "cases.csv", cases.to_csv(index=False))
 
-    def log_own_cases(self, cases: pd.DataFrame) -> None:
-        write_atomically(self.folder / "own_cases.csv", cases.to_csv(index=False))
+    def log_train_cases(self, cases: pd.DataFrame) -> None:
+        write_atomically(self.folder / "train_cases.csv", cases.to_csv(index=False))
 
     def save_weights(self, state: State) -> None:
         """Write weights.safetensors."""
@@ -268,7 +268,7 @@ class RunRecord:
         write_atomically(self.folder / name, pd.DataFrame(rows).to_csv(index=False))
 
 
-def remember_study(study: StudyConfig, data: PreparedSet) -> None:
+def remember_study(study: StudyConfig, data: PreparedDataset) -> None:
     """Keep in study.json what the report needs to know: the configuration of each task, decided, and its data."""
     path = study.out_dir / "study.json"
     known = json.loads(path.read_text()) if path.exists() else {}

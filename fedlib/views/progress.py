@@ -21,7 +21,7 @@ def rounds_done(config: RunConfig, store: RunStore) -> int:
     """Return the number of finished rounds of a run; clients.csv has a row for each client of each round."""
     table = store.folder / config.run_id / "clients.csv"
     rows = len(table.read_text().splitlines()) - 1 if table.exists() else 0
-    return min(config.rounds, max(0, rows) // config.sampled(config.n_clients))
+    return min(config.rounds, max(0, rows) // config.clients_per_round(config.n_clients))
 
 
 def is_watched() -> bool:

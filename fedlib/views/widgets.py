@@ -8,13 +8,13 @@ import pandas as pd
 
 from fedlib import tasks
 from fedlib.config import StudyConfig, UserError
-from fedlib.data.dataset import PreparedSet
+from fedlib.data.dataset import PreparedDataset
 from fedlib.data.partition import clients_of
 from fedlib.training.run_store import Run
 from fedlib.views.player import Frame, Player, figure_url, image_url, spread
 from fedlib.views.plots import arm_name, comparison, differences, partitions
+from fedlib.views.plots.figure import DASHES, PAGE, SERIES, STYLE
 from fedlib.views.plots.images import draw_slice, outline_key
-from fedlib.views.plots.picture import DASHES, PAGE, SERIES, STYLE
 
 MOST_IMAGES, MOST_VOLUMES, MOST_SLICES, MOST_RUNS, MOST_ROUNDS = 16, 3, 8, 3, 6
 """Limits of a player's frames: a page stays light, and drawing takes a few seconds."""
@@ -26,7 +26,9 @@ RATIOS, ALPHAS = (2, 10), (10, 2, 0.5, 0.1)
 """Settings of a partition, from even to uneven."""
 
 
-def viewer(data: PreparedSet, rows: np.ndarray | None = None, predictions: Mapping[str, np.ndarray] | None = None) -> Player:
+def viewer(
+    data: PreparedDataset, rows: np.ndarray | None = None, predictions: Mapping[str, np.ndarray] | None = None
+) -> Player:
     """Step through cases of a prepared set: images, or slices of volumes, in several windows.
 
     `rows`: row numbers; None: the first training cases. `predictions` maps a title to what `execution.predict` returned for
@@ -41,7 +43,7 @@ def viewer(data: PreparedSet, rows: np.ndarray | None = None, predictions: Mappi
     return (_images if is_image else _volumes)(data, rows, predictions)
 
 
-def _images(data: PreparedSet, rows: np.ndarray, predictions: dict[str, np.ndarray]) -> Player:
+def _images(data: PreparedDataset, rows: np.ndarray, predictions: dict[str, np.ndarray]) -> Player:
     windows = _windows(data)
 
     def draw(window: str, number: int) -> Frame:
@@ -59,7 +61,7 @@ def _images(data: PreparedSet, rows: np.ndarray, predictions: dict[str, np.ndarr
     return Player(draw, {"grey values": list(windows), "image": spread(len(rows), MOST_IMAGES)}, "image")
 
 
-def _volumes(data: PreparedSet, rows: np.ndarray, predictions: dict[str, np.ndarray]) -> Player:
+def _volumes(data: PreparedDataset, rows: np.ndarray, predictions: dict[str, np.ndarray]) -> Player:
     windows, names = _windows(data), [str(name) for name in data.cases["case"].iloc[rows[:MOST_VOLUMES]]]
     whole, depth = next(iter(windows)), data.images.shape[4]
     shows = ["truth", *(f"truth and {title}" for title in predictions)]
@@ -80,7 +82,7 @@ def _volumes(data: PreparedSet, rows: np.ndarray, predictions: dict[str, np.ndar
     return Player(draw, controls, "slice", {"slice": slices[len(slices) // 2]})
 
 
-def _windows(data: PreparedSet) -> dict[str, tuple[float, float]]:
+def _windows(data: PreparedDataset) -> dict[str, tuple[float, float]]:
     """Return the stored values shown as black and white, by name: the whole range, and narrow windows at three levels.
 
     Names are in Hounsfield units where the manifest has the window of a CT, else in stored grey values.
@@ -96,7 +98,7 @@ def _windows(data: PreparedSet) -> dict[str, tuple[float, float]]:
     return found
 
 
-def partition_explorer(data: PreparedSet, study: StudyConfig) -> Player:
+def partition_explorer(data: PreparedDataset, study: StudyConfig) -> Player:
     """Partition the training cases by the rule that the runs use, for several numbers of clients and settings.
 
     Starts with the study's largest number of clients. A partition that is impossible is named in a sentence.

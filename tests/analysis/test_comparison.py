@@ -355,7 +355,7 @@ def test_intact_runs_have_no_problem(store):
 
 def test_absences_are_listed(store):
     run = write_run(store, "federated", central_dice())
-    assert analysis.absences([run]).empty
+    assert analysis.missing_clients([run]).empty
 
 
 def test_the_whole_analysis_is_plain_data(store):

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from fedlib import tasks
 from fedlib.config import ROOT, RunConfig, StudyConfig
-from fedlib.data.dataset import PreparedSet, open_prepared
+from fedlib.data.dataset import PreparedDataset, open_prepared
 from fedlib.data.partition import clients_of
 from fedlib.training.loop import device, evaluate, initial_model, learning_rate
 from tests.bench import plain
@@ -40,7 +40,7 @@ OTHERS = {
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
-def model_of(config: RunConfig, data: PreparedSet) -> dict:
+def model_of(config: RunConfig, data: PreparedDataset) -> dict:
     """The run's model by its class and arguments, as NVFlare takes it; alone it has the stem that MONAI gives it."""
     if config.task == "segmentation":
         channels = [config.width * 2**level for level in range(4)]
@@ -52,7 +52,7 @@ def model_of(config: RunConfig, data: PreparedSet) -> dict:
     return {"class_path": "monai.networks.nets.ResNet", "args": blocks | sizes | stem}
 
 
-def give(config: RunConfig, data: PreparedSet, folder: Path) -> None:
+def give(config: RunConfig, data: PreparedDataset, folder: Path) -> None:
     """Write what the others need: a job, and each client's cases."""
     folder.mkdir()
     names = ("task", "rounds", "local_epochs", "batch_size")
@@ -61,7 +61,7 @@ def give(config: RunConfig, data: PreparedSet, folder: Path) -> None:
     job["learning_rates"] = [learning_rate(config, done + 0.5) for done in range(config.rounds)]
     (folder / "job.json").write_text(json.dumps(job | {"model": model_of(config, data)}))
     for client, rows in enumerate(clients_of(config, data)):
-        images, labels = data.tensors(rows)
+        images, labels = data.load_batch(rows)
         np.savez(folder / f"client{client}.npz", images=images.numpy(), labels=labels.numpy())
 
 
@@ -83,14 +83,14 @@ def ours(config: str, data_dir: str, folder: str) -> None:
     (record.folder / "weights.safetensors").replace(Path(folder) / "ours.safetensors")
 
 
-def scored(config: RunConfig, data: PreparedSet, model: torch.nn.Module, state: dict) -> float:
+def scored(config: RunConfig, data: PreparedDataset, model: torch.nn.Module, state: dict) -> float:
     """The first figure of merit of a model with these weights, on the test split."""
     model.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()})
     task = tasks.get(config.task)
     return task.summarize(evaluate(model.to(device()), data, data.split("test"), config, final=True))[task.PRIMARY[0]]
 
 
-def compare(config: RunConfig, data: PreparedSet, folder: Path, repeats: int) -> dict:
+def compare(config: RunConfig, data: PreparedDataset, folder: Path, repeats: int) -> dict:
     """Seconds, score, and time over ours, of each contender."""
     give(config, data, folder)
     own = [sys.executable, "-m", "tests.bench.contenders", "--ours", config.model_dump_json(), str(data.folder), str(folder)]

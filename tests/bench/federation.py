@@ -21,7 +21,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedlib.config import ROOT, RunConfig, StudyConfig
-from fedlib.data.dataset import PreparedSet, open_prepared
+from fedlib.data.dataset import PreparedDataset, open_prepared
 from fedlib.data.partition import clients_of
 from fedlib.federated.checked_strategy import CheckedStrategy
 from fedlib.federated.client_app import identify
@@ -50,26 +50,26 @@ def echo(message: Message, _) -> Message:
     return Message(RecordDict(arrays), reply_to=message)
 
 
-def grid_of(task: str, data: PreparedSet, folder: Path, **changes) -> list[RunConfig]:
+def grid_of(task: str, data: PreparedDataset, folder: Path, **changes) -> list[RunConfig]:
     """The centralized run, and a balanced federation for each number of clients."""
     sizes = {"profile": "quick", "rounds": 2, "local_epochs": 1, "client_counts": CLIENTS, "partitions": "balanced"}
     study = StudyConfig.make(task=task, out_dir=folder, **sizes | changes)
     return study.runs(data.fingerprint, ("centralized", "federated"))
 
 
-def train(config: RunConfig, data: PreparedSet, folder: Path) -> RunRecord:
+def train(config: RunConfig, data: PreparedDataset, folder: Path) -> RunRecord:
     """Train a run in a folder of its own, up to its weights; scoring on the test split is the same for every arm."""
     record = RunStore(tempfile.mkdtemp(dir=folder)).begin(config)
     (train_federated if config.mode == "federated" else train_locally)(config, data, record)
     return record
 
 
-def steps_of(config: RunConfig, data: PreparedSet) -> int:
+def steps_of(config: RunConfig, data: PreparedDataset) -> int:
     """Optimiser steps of a round: batches are cut client by client."""
     return sum(-(-len(rows) // config.batch_size) for rows in clients_of(config, data)) * config.local_epochs
 
 
-def against_centralized(arms: list[RunConfig], data: PreparedSet, folder: Path, repeats: int) -> dict[str, dict]:
+def against_centralized(arms: list[RunConfig], data: PreparedDataset, folder: Path, repeats: int) -> dict[str, dict]:
     """By number of clients: time of training over the centralized run's, and steps over its."""
     contenders = {str(config.n_clients): functools.partial(train, config, data, folder) for config in arms}
     taken = side_by_side(contenders, repeats)
@@ -81,7 +81,7 @@ def against_centralized(arms: list[RunConfig], data: PreparedSet, folder: Path, 
     }
 
 
-def empty_rounds(data: PreparedSet, folder: Path, rounds: int = 5) -> list[dict]:
+def empty_rounds(data: PreparedDataset, folder: Path, rounds: int = 5) -> list[dict]:
     """Rows: clients, megabytes of a message, seconds of a round that trains nothing."""
     rows = []
     for width in (16, 64):
@@ -99,7 +99,7 @@ def empty_rounds(data: PreparedSet, folder: Path, rounds: int = 5) -> list[dict]
     return rows
 
 
-def peaks(data: PreparedSet, folder: Path) -> list[dict]:
+def peaks(data: PreparedDataset, folder: Path) -> list[dict]:
     """Rows: clients (1: centralized), peak MB of a process that carries out one run of 2 rounds, and of 6."""
     rows = []
     for config in grid_of("classification", data, folder, width=64):

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_prep.sources import prepare_synthetic
 from fedlib.config import ROOT
-from fedlib.data.dataset import PreparedSet, open_prepared
+from fedlib.data.dataset import PreparedDataset, open_prepared
 
 REPORTS = ROOT / "reports" / "bench"
 ACCEPTED = ROOT / "reports" / "reference" / "bench.json"
@@ -45,7 +45,7 @@ def ratio(taken: dict[str, list[float]], of: str, over: str) -> dict[str, float]
     return {"ratio": statistics.median(ratios), "noise": (high - low) / 2}
 
 
-def prepared(task: str, cases: int, size: int, folder: Path) -> PreparedSet:
+def prepared(task: str, cases: int, size: int, folder: Path) -> PreparedDataset:
     """Phantoms to measure on, drawn in `folder` unless they are there."""
     own = folder / f"{task}-{cases}-{size}"
     return open_prepared(own) if own.exists() else prepare_synthetic(task, own, cases=cases, size=size)

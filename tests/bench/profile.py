@@ -18,7 +18,7 @@ matplotlib.rcParams["svg.hashsalt"] = "profile"  # the same picture from the sam
 import matplotlib.pyplot as plt  # noqa: E402
 
 from fedlib.config import ROOT, RunConfig, StudyConfig  # noqa: E402
-from fedlib.data.dataset import PreparedSet  # noqa: E402
+from fedlib.data.dataset import PreparedDataset  # noqa: E402
 from fedlib.federated import in_process as engines  # noqa: E402
 from tests.bench.federation import CASES, grid_of, train  # noqa: E402
 from tests.bench.harness import prepared, show  # noqa: E402
@@ -27,7 +27,7 @@ PARTS = {
     "forward and loss": ("module.py", "_wrapped_call_impl"),
     "backward": ("_tensor.py", "backward"),
     "optimiser": ("training.py", "step"),
-    "reading": ("data.py", "tensors"),
+    "reading": ("dataset.py", "load_batch"),
     "augmentation": ("data.py", "random_affine"),
     "training metric": ("", "training_metric"),
     "validation": ("training.py", "evaluate"),
@@ -51,7 +51,7 @@ class Here(ThreadPoolExecutor):
         return done
 
 
-def parts(config: RunConfig, data: PreparedSet, folder: Path) -> dict[str, float]:
+def parts(config: RunConfig, data: PreparedDataset, folder: Path) -> dict[str, float]:
     """Share of the run's time that each part takes, and of what is left."""
     train(config, data, folder)  # warms up
     profiler = cProfile.Profile()

@@ -20,8 +20,8 @@ import torch
 
 from fedlib import tasks
 from fedlib.config import RunConfig, StudyConfig
-from fedlib.data.dataset import PreparedSet, batches
-from fedlib.training.loop import device, evaluate, initial_model, layout, train_round
+from fedlib.data.dataset import PreparedDataset, batches
+from fedlib.training.loop import device, evaluate, initial_model, memory_format, train_round
 from tests.bench import plain
 from tests.bench.contenders import model_of
 from tests.bench.harness import prepared, ratio, show, side_by_side, write
@@ -40,13 +40,13 @@ def synchronized(action: Callable[[], object]) -> Callable[[], None]:
     return whole
 
 
-def bare(config: RunConfig, data: PreparedSet) -> Callable[[], None]:
+def bare(config: RunConfig, data: PreparedDataset) -> Callable[[], None]:
     """Forward, backward and step on resident batches."""
     model = initial_model(config, data).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01, fused=True)
     loss_function = tasks.get(config.task).loss_function()
-    there = [data.tensors(rows, device()) for rows in batches(data.split("train"), config.batch_size)]
-    there = [(images.contiguous(memory_format=layout(config)), labels) for images, labels in there]
+    there = [data.load_batch(rows, device()) for rows in batches(data.split("train"), config.batch_size)]
+    there = [(images.contiguous(memory_format=memory_format(config)), labels) for images, labels in there]
 
     def epoch() -> None:
         for images, labels in there * config.local_epochs:
@@ -60,16 +60,16 @@ def bare(config: RunConfig, data: PreparedSet) -> Callable[[], None]:
     return epoch
 
 
-def ours(config: RunConfig, data: PreparedSet, model: torch.nn.Module) -> Callable[[], None]:
+def ours(config: RunConfig, data: PreparedDataset, model: torch.nn.Module) -> Callable[[], None]:
     """One round of the only training loop: reading, augmentation and metrics included."""
     rows = data.split("train")
     return lambda: train_round(model, data, rows, config, 0, 1)
 
 
-def tutorial(config: RunConfig, data: PreparedSet) -> Callable[[], None]:
+def tutorial(config: RunConfig, data: PreparedDataset) -> Callable[[], None]:
     """As in MONAI's tutorials: a cache, transforms case by case, a loader, fp32, the loss read at every step."""
     model = plain.model_of({"model": model_of(config, data)})
-    loader = plain.loader_of(*data.tensors(data.split("train")), config.batch_size)
+    loader = plain.loader_of(*data.load_batch(data.split("train")), config.batch_size)
     return lambda: plain.train(model, loader, config.task, config.local_epochs, config.learning_rate)
 
 

@@ -61,7 +61,7 @@ def test_gradients_of_clients_with_other_diseases_agree_less(images):
         assert np.allclose(np.diag(cosines), 1, atol=1e-5)
         assert np.allclose(cosines, cosines.T, atol=1e-6)
     assert lessons.mean_pairwise_cosine(agreement["balanced"]) > lessons.mean_pairwise_cosine(agreement["label_skew"]) + 0.1
-    assert "Mean over pairs" in lessons.agreement_picture(agreement).alt
+    assert "Mean over pairs" in lessons.agreement_figure(agreement).alt
 
 
 def test_the_mean_over_pairs_leaves_the_diagonal_out():
@@ -138,7 +138,7 @@ def test_an_occlusion_map_finds_the_tag(cheat, images):
     for heat in maps:
         assert heat[:4, :4].max() == heat.max() > 0
         assert np.allclose(heat[8:, 8:], 0, atol=1e-6)
-    picture = lessons.occlusion_picture(shown, ill, {"with the tag": maps})
+    picture = lessons.occlusion_figure(shown, ill, {"with the tag": maps})
     assert "with the tag" in picture.alt
     assert "row " in picture.alt
 

@@ -25,7 +25,7 @@ def test_minutes_grow_with_the_grid(task, monkeypatch, tmp_path):
     study = StudyConfig.make(task=task, profile="smoke", out_dir=tmp_path)
     assert machine.seconds_a_step(study, steps=1) > 0
     monkeypatch.setattr(machine, "seconds_a_step", lambda *_: 10.0)
-    short, long = (minutes(study.but(client_counts=counts)) for counts in ("2", "2,3,4"))
+    short, long = (minutes(study.replace(client_counts=counts)) for counts in ("2", "2,3,4"))
     assert long["03_federated_simulation"] > 2 * short["03_federated_simulation"]
     assert long["02_centralized_training"] == short["02_centralized_training"]
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import fedlib.data.dataset
 from fedlib.config import UserError
-from fedlib.data.dataset import batches, deal_groups, open_prepared, read_cases
+from fedlib.data.dataset import assign_groups, batches, open_prepared, read_cases
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.booleans())
@@ -42,7 +42,7 @@ def test_batches_are_shuffled_by_the_generator_alone():
 def test_groups_are_dealt_whole_and_near_the_shares(sizes, parts):
     fractions = np.array(parts) / sum(parts)
     groups = pd.Series(sizes, [f"g{n}" for n in range(len(sizes))])
-    receiver_of = deal_groups(groups, fractions, np.random.default_rng(0))
+    receiver_of = assign_groups(groups, fractions, np.random.default_rng(0))
     assert set(receiver_of) == set(groups.index)
     held = groups.groupby(pd.Series(receiver_of)).sum().reindex(range(len(parts)), fill_value=0)
     if len(groups) >= len(parts):
@@ -217,7 +217,7 @@ def test_names_in_the_tables_are_text(tmp_path):
 
 def test_tensors_span_minus_one_to_one(data):
     rows = data.split("train")[:3]
-    pictures, labels = data.tensors(rows)
+    pictures, labels = data.load_batch(rows)
     assert pictures.shape == (3, 1, *data.images.shape[2:])
     assert torch.allclose(pictures, torch.from_numpy(data.images[rows] / 127.5 - 1).float(), atol=1e-6)
     assert labels.dtype == torch.int64

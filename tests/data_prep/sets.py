@@ -12,7 +12,7 @@ from data_prep.files import opened
 from data_prep.pipeline import prepare
 from data_prep.writer import PreparedWriter
 from fedlib.config import UserError
-from fedlib.data.dataset import PreparedSet
+from fedlib.data.dataset import PreparedDataset
 
 READING = {"source": "made-up", "classes": ["a", "b"], "recipe": {"size": 32}, "synthetic": True}
 MANIFEST = READING | {"task": "classification", "spacing_mm": None, "title": "t"}
@@ -61,7 +61,7 @@ def load(case: Case, contents: list[bytes]) -> Loaded:
 
 def prepared(
     folder: Path, out: Path, load=load, cases: list[Case] | None = None, manifest=MANIFEST, **options
-) -> PreparedSet:
+) -> PreparedDataset:
     """`prepare` for such a folder, one case at a time unless asked otherwise."""
     with opened(folder) as files:
         return prepare(files, cases_of(folder) if cases is None else cases, load, out, manifest, **{"jobs": 1} | options)

@@ -7,16 +7,16 @@ import pandas as pd
 import pytest
 
 from data_prep import quality
-from fedlib.data.dataset import PreparedSet
+from fedlib.data.dataset import PreparedDataset
 from fedlib.views import plots
 
 
-def labelled(columns: dict[str, list], n: int = 40) -> PreparedSet:
+def labelled(columns: dict[str, list], n: int = 40) -> PreparedDataset:
     """Two classes by turns, in every split; grey values that tell nothing; and the columns given."""
     split = np.array(["train"] * (n // 2) + ["test"] * (n // 2))
     own = {"case": [f"c{i}" for i in range(n)], "label": ["ill", "well"] * (n // 2), "split": split}
     cases = pd.DataFrame(own | {"patient": own["case"], "dup_group": "", "file": own["case"]} | columns)
-    return PreparedSet(None, {"task": "classification"}, cases, np.full((n, 1, 2, 2), 9, np.uint8), np.zeros(n))
+    return PreparedDataset(None, {"task": "classification"}, cases, np.full((n, 1, 2, 2), 9, np.uint8), np.zeros(n))
 
 
 def test_counts_add_up(data):

@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from fedlib.config import ROOT
-from fedlib.data.dataset import PreparedSet
+from fedlib.data.dataset import PreparedDataset
 from fedlib.study import experiment
 from fedlib.training.run_store import Run, RunStore
 from tests.helpers import PATIENCE, outcome, started, until
@@ -129,7 +129,7 @@ def the_run(out: Path) -> Run:
     return run
 
 
-def check_same_bits(run: Run, data: PreparedSet, folder: Path) -> None:
+def check_same_bits(run: Run, data: PreparedDataset, folder: Path) -> None:
     """Fail unless the same run in this process ends with the same row of results, weights included."""
     assert outcome(run) == outcome(experiment.run(run.config, data, RunStore(folder)))
 
@@ -175,10 +175,9 @@ class Federation:
         node.wait_for("SuperNode ID")
         return node
 
-    def a_node_is_offline(self) -> bool:
-        """Whether the SuperLink has missed a node for long enough to let it in again."""
-        listed = self.server.run("Server: list", {"flwr list study": "flwr supernode list study --format json"})
-        return '"offline"' in listed
+    def listed(self) -> str:
+        """The SuperLink's list of nodes, as JSON: one that it missed for long enough is "offline", and let in again."""
+        return self.server.run("Server: list", {"flwr list study": "flwr supernode list study --format json"})
 
     def close(self) -> None:
         """End everything."""

@@ -58,8 +58,7 @@ def test_a_run_is_refused_while_it_runs_and_resumes_after_a_stop_and_a_killed_su
 
     federation.superlink.signal(signal.SIGKILL)
     federation.start_superlink()
-    for node in federation.nodes:
-        node.wait_for("Connection successful")
+    until(lambda: federation.listed().count('"online"') == 2, "the nodes are not back", every=5)
     assert "done: dice_" in federation.server.run("Server: run", words)
     check_same_bits(the_run(tmp_path / "runs"), volumes, tmp_path / "in-process")
 
@@ -94,5 +93,5 @@ def test_a_node_that_is_back_within_seconds_is_refused_as_one_with_an_unknown_ke
     stranger = {"hospital_b": "stranger"}
     hospital.run("Hospital: key", stranger)
     hospital.start(node, stranger).wait_for(REFUSED)
-    until(federation.a_node_is_offline, "the SuperLink still counts on the node", every=5)
+    until(lambda: '"offline"' in federation.listed(), "the SuperLink still counts on the node", every=5)
     federation.nodes[1] = federation.start_node(hospital)

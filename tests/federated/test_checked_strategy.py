@@ -50,31 +50,31 @@ def reply(client, weights, n):
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=asked(client))
 
 
-def weights_of(client):
+def get_state_dict(client):
     rng = np.random.default_rng(client)
     return {"w": rng.standard_normal((5, 3), dtype=np.float32), "b": rng.standard_normal(4, dtype=np.float32)}
 
 
 class Model(torch.nn.Module):
-    """Two weights by the names of `weights_of`."""
+    """Two weights by the names of `get_state_dict`."""
 
     def __init__(self):
         super().__init__()
-        for name, array in weights_of(99).items():
+        for name, array in get_state_dict(99).items():
             self.register_parameter(name, torch.nn.Parameter(torch.as_tensor(array)))
 
 
 def replies():
-    return [reply(client, weights_of(client), n) for client, n in enumerate(N)]
+    return [reply(client, get_state_dict(client), n) for client, n in enumerate(N)]
 
 
 def test_fedavg_is_the_mean_weighted_by_cases(strategy):
     arrays, _ = strategy.aggregate_train(1, replies())
     averaged = arrays.to_torch_state_dict()
     for name in ("w", "b"):
-        by_hand = sum(n / sum(N) * weights_of(client)[name] for client, n in enumerate(N))
+        by_hand = sum(n / sum(N) * get_state_dict(client)[name] for client, n in enumerate(N))
         assert np.allclose(averaged[name].numpy(), by_hand, atol=1e-6)
-        plain_mean = np.mean([weights_of(client)[name] for client in range(3)], axis=0)
+        plain_mean = np.mean([get_state_dict(client)[name] for client in range(3)], axis=0)
         assert not np.allclose(averaged[name].numpy(), plain_mean, atol=1e-3)
 
 
@@ -97,9 +97,9 @@ def test_what_each_client_did_is_kept_in_client_order(strategy):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_an_update_that_is_not_finite_names_client_and_round(strategy, bad):
-    spoilt = weights_of(1)
+    spoilt = get_state_dict(1)
     spoilt["w"][2, 1] = bad
-    messages = [reply(0, weights_of(0), 10), reply(1, spoilt, 30), reply(2, weights_of(2), 60)]
+    messages = [reply(0, get_state_dict(0), 10), reply(1, spoilt, 30), reply(2, get_state_dict(2), 60)]
     with pytest.raises(FederationError, match=r"round 5: client 1: w is not finite; expected .* 3 of 3"):
         strategy.aggregate_train(5, messages)
 
@@ -115,20 +115,20 @@ ODD = {
 @pytest.mark.parametrize("kind", ODD)
 def test_an_update_of_another_model_names_client_round_and_weights(strategy, kind):
     spoil, words = ODD[kind]
-    messages = [reply(0, weights_of(0), 10), reply(1, spoil(weights_of(1)), 30), reply(2, weights_of(2), 60)]
+    messages = [reply(0, get_state_dict(0), 10), reply(1, spoil(get_state_dict(1)), 30), reply(2, get_state_dict(2), 60)]
     with pytest.raises(FederationError, match=rf"round 5: client 1: {words}"):
         strategy.aggregate_train(5, messages)
 
 
 def test_a_client_cannot_claim_more_cases_than_it_has(strategy):
-    messages = [reply(0, weights_of(0), 10), reply(1, weights_of(1), 3000), reply(2, weights_of(2), 60)]
+    messages = [reply(0, get_state_dict(0), 10), reply(1, get_state_dict(1), 3000), reply(2, get_state_dict(2), 60)]
     with pytest.raises(FederationError, match="round 2: client 1: trained on 3000 cases, expected 30"):
         strategy.aggregate_train(2, messages)
 
 
 def test_a_client_cannot_reply_twice(strategy):
     with pytest.raises(FederationError, match="round 2: client 1: replied twice"):
-        strategy.aggregate_train(2, [*replies(), reply(1, weights_of(1), 30)])
+        strategy.aggregate_train(2, [*replies(), reply(1, get_state_dict(1), 30)])
 
 
 def test_a_client_that_does_not_reply_is_named(strategy):
@@ -179,10 +179,10 @@ SPOILT = {
         "client 2 failed: out of memory",
     ),
     "not a number": (
-        lambda messages: [*messages[:2], reply(2, {name: w * np.nan for name, w in weights_of(2).items()}, 60)],
+        lambda messages: [*messages[:2], reply(2, {name: w * np.nan for name, w in get_state_dict(2).items()}, 60)],
         "client 2: w is not finite",
     ),
-    "another size": (lambda messages: [*messages[:2], reply(2, weights_of(2), 61)], "client 2: trained on 61 cases"),
+    "another size": (lambda messages: [*messages[:2], reply(2, get_state_dict(2), 61)], "client 2: trained on 61 cases"),
 }
 
 
@@ -190,7 +190,7 @@ SPOILT = {
 def test_with_a_quorum_a_round_goes_on_and_the_table_says_who_was_missing(lenient, kind):
     spoil, reason = SPOILT[kind]
     arrays, _ = lenient.aggregate_train(1, spoil(replies()))
-    by_hand = sum(n / 40 * weights_of(client)["w"] for client, n in enumerate(N[:2]))
+    by_hand = sum(n / 40 * get_state_dict(client)["w"] for client, n in enumerate(N[:2]))
     assert np.allclose(arrays["w"].numpy(), by_hand, atol=1e-6)
     table = pd.DataFrame(lenient.rows.values())
     assert table["absent"].isna().tolist() == [True, True, False]
@@ -210,7 +210,7 @@ def test_a_run_with_a_quorum_tells_who_was_missing_in_which_round(images, tmp_pa
     with monkeypatch.context() as patched:
         spoil_round(patched, 1, 2, OSError("disk full"))
         run = experiment.run(config, images, store)
-    missing = analysis.absences([run])
+    missing = analysis.missing_clients([run])
     assert missing[["round", "client"]].to_numpy().tolist() == [[2, 1]]
     assert missing["absent"][0] == "client 1 failed: OSError: disk full"
     assert run.clients["n"].tolist()[-1] == 0
@@ -219,7 +219,7 @@ def test_a_run_with_a_quorum_tells_who_was_missing_in_which_round(images, tmp_pa
     whole = experiment.run(run_config(images, "federated"), images, store)
     assert whole.config.run_id != config.run_id
     assert whole.result["weights_sha256"] != run.result["weights_sha256"]
-    assert analysis.absences([whole]).empty
+    assert analysis.missing_clients([whole]).empty
 
 
 def test_a_round_samples_its_clients_from_the_seed(images):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedlib import tasks
-from fedlib.data.dataset import PreparedSet
+from fedlib.data.dataset import PreparedDataset
 from fedlib.study import experiment
 from fedlib.training import execution
 from fedlib.training.run_store import RunStore
@@ -49,14 +49,14 @@ def test_modes_end_differently(data, tmp_path):
 @pytest.mark.parametrize("mode", MODES)
 def test_every_arm_has_the_same_budget_and_learns_from_training_cases_only(data, tmp_path, monkeypatch, mode):
     config, steps, learnt = run_config(data, mode, local_epochs=2), [], []
-    read, step = PreparedSet.tensors, torch.optim.AdamW.step
+    read, step = PreparedDataset.load_batch, torch.optim.AdamW.step
 
     def watched(own, rows, *where):
         if not torch.is_inference_mode_enabled():  # scoring reads other splits
             learnt.extend(rows.tolist())
         return read(own, rows, *where)
 
-    monkeypatch.setattr(PreparedSet, "tensors", watched)
+    monkeypatch.setattr(PreparedDataset, "load_batch", watched)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda own, *given: steps.append(1) or step(own, *given))
     experiment.run(config, data, RunStore(tmp_path))
     epochs = config.rounds * config.local_epochs
@@ -68,13 +68,13 @@ def test_every_arm_has_the_same_budget_and_learns_from_training_cases_only(data,
 @pytest.mark.parametrize("mode", MODES)
 def test_the_test_split_is_touched_once_after_all_training(data, tmp_path, monkeypatch, mode):
     test, order = set(data.split("test").tolist()), []
-    read = PreparedSet.tensors
+    read = PreparedDataset.load_batch
 
     def watched(own, rows, *where):
         order.append(bool(test & set(rows.tolist())))
         return read(own, rows, *where)
 
-    monkeypatch.setattr(PreparedSet, "tensors", watched)
+    monkeypatch.setattr(PreparedDataset, "load_batch", watched)
     run = experiment.run(run_config(data, mode), data, RunStore(tmp_path))
     first = order.index(True)
     assert all(order[first:])

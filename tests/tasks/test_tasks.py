@@ -153,7 +153,7 @@ def test_a_better_segmentation_has_a_lower_loss():
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_augmentation_keeps_shapes_and_labels(prepared, task):
     data = prepared[task]
-    pictures, labels = data.tensors(data.split("train")[:4])
+    pictures, labels = data.load_batch(data.split("train")[:4])
     moved, moved_labels = tasks.get(task).augment(
         pictures, labels, torch.Generator().manual_seed(0), data, run_config(data, "centralized")
     )

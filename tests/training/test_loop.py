@@ -9,8 +9,8 @@ import torch
 
 from fedlib import tasks
 from fedlib.config import UserError
-from fedlib.data.dataset import PreparedSet, batches, describe
-from fedlib.training.loop import evaluate, initial_model, learning_rate, make_optimizer, stream_seed, train_round
+from fedlib.data.dataset import PreparedDataset, batches, describe
+from fedlib.training.loop import derive_seed, evaluate, initial_model, learning_rate, make_optimizer, train_round
 from fedlib.training.run_store import state_sha256
 from tests.helpers import python, run_config
 
@@ -50,8 +50,10 @@ def test_the_initial_model_comes_from_the_seed_and_leaves_the_global_generator_a
 
 def test_every_case_is_seen_once_an_epoch(data, monkeypatch):
     config, seen, steps = run_config(data, "centralized", local_epochs=3), [], []
-    read, step = PreparedSet.tensors, torch.optim.AdamW.step
-    monkeypatch.setattr(PreparedSet, "tensors", lambda own, rows, *where: seen.extend(rows) or read(own, rows, *where))
+    read, step = PreparedDataset.load_batch, torch.optim.AdamW.step
+    monkeypatch.setattr(
+        PreparedDataset, "load_batch", lambda own, rows, *where: seen.extend(rows) or read(own, rows, *where)
+    )
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda own, *given: steps.append(1) or step(own, *given))
     rows = data.split("train")[1:]
     done = train_round(initial_model(config, data), data, rows, config, 0, 1)
@@ -125,7 +127,7 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(images):
 
 def test_streams_of_neighbours_differ():
     numbers = [(seed, client, number) for seed in range(3) for client in range(8) for number in range(8)]
-    assert len({stream_seed(*each) for each in numbers}) == len(numbers)
+    assert len({derive_seed(*each) for each in numbers}) == len(numbers)
 
 
 def test_evaluation_scores_each_case_once_and_changes_nothing(data):
@@ -178,7 +180,7 @@ try:
     np.array(data.images)
 except MemoryError:
     print("too large")
-seen = sum(len(data.tensors(batch)[0]) for batch in batches(rows, 64))
+seen = sum(len(data.load_batch(batch)[0]) for batch in batches(rows, 64))
 model = initial_model(config, data)
 trained = train_round(model, data, rows[::256], config, 0, 1)
 print(seen, trained["n"], len(evaluate(model, data, rows[::512], config)))

@@ -97,7 +97,7 @@ def test_an_empty_store_is_empty(tmp_path):
     assert store.results().empty
     assert store.get("any") is None
     with pytest.raises(UserError, match="02 and 03"):
-        store.need([])
+        store.require_centralized([])
 
 
 def test_two_that_want_the_same_run_train_it_once(images, tmp_path, monkeypatch):
@@ -183,7 +183,7 @@ def test_files_and_columns_of_a_finished_run(images, tmp_path):
         assert names == {
             *("config.json", "status.json", "rounds.csv", "clients.csv"),
             *("cases.csv", "weights.safetensors", "provenance.json"),
-            *["own_cases.csv", "validation.csv"] * (run.config.mode == "federated"),
+            *["train_cases.csv", "validation.csv"] * (run.config.mode == "federated"),
         }
         assert {"round", "accuracy", "seconds", "bytes_up", "bytes_down"} <= set(run.rounds)
         assert {"round", "client", "n", "loss", "seconds", "bytes_up", "bytes_down"} <= set(run.clients)
@@ -214,7 +214,7 @@ def finished(images, tmp_path, mode="federated"):
 def test_the_global_model_is_scored_at_every_client_on_what_it_holds(images, tmp_path):
     run = finished(images, tmp_path)
     held = [images.cases["case"].iloc[rows].tolist() for rows in clients_of(run.config, images)]
-    own = run.own_cases
+    own = run.train_cases
     assert [of_client["case"].tolist() for _, of_client in own.groupby("client")] == held
     assert not set(own["case"]) & set(run.cases["case"]), "no test case belongs to a client"
     expected = execution.predict(run, images, clients_of(run.config, images)[0])

@@ -12,7 +12,7 @@ from PIL import Image
 from fedlib import analysis
 from fedlib.training.run_store import RunStore
 from fedlib.views import plots
-from fedlib.views.plots.picture import INK, PAGE, SERIES, SOFT
+from fedlib.views.plots.figure import INK, PAGE, SERIES, SOFT
 from tests.made_up import FINGERPRINT, made_up
 
 
@@ -44,8 +44,8 @@ def draw(request, runs):
     federated, table = by_mode(runs, "federated"), analysis.compare(runs)
     return {
         "curves": lambda: plots.learning_curves(federated),
-        "traffic": lambda: plots.traffic(federated),
-        "spread": lambda: plots.spread(runs, "accuracy"),
+        "traffic": lambda: plots.communication(federated),
+        "spread": lambda: plots.client_scores(runs, "accuracy"),
         "confusion": lambda: plots.confusion(federated[:2]),
         "reliability": lambda: plots.reliability(analysis.calibration(federated[:2])),
         "comparison": lambda: plots.comparison(table),
@@ -100,7 +100,7 @@ def test_alternative_text_names_every_panel(runs):
 def test_megabytes_are_plain_numbers(runs):
     run = by_mode(runs, "federated")[0]
     large = SimpleNamespace(config=run.config, result={"bytes": 1_790_000_000})
-    assert "1,790 MB in all" in plots.traffic([large]).alt
+    assert "1,790 MB in all" in plots.communication([large]).alt
 
 
 def test_a_legend_names_what_any_panel_shows(runs):
@@ -123,26 +123,26 @@ def test_the_numbers_of_a_curve_are_the_mean_over_seeds(runs):
 
 
 def test_traffic_grows_with_the_clients(runs):
-    table = plots.traffic(by_mode(runs, "federated")).table
+    table = plots.communication(by_mode(runs, "federated")).table
     assert list(table["MB per round"]) == [4.0, 8.0]
     assert list(table["MB in all"]) == [8.0, 16.0]
 
 
 def test_every_local_model_and_its_federation_are_in_the_numbers(runs):
-    table = plots.spread(runs, "accuracy").table
+    table = plots.client_scores(runs, "accuracy").table
     counted = table.groupby(["number of clients", "partition", "seed"])["model"].value_counts().unstack()
     assert (counted["local"] == counted.index.get_level_values("number of clients")).all()
     assert (counted["federated"] == 1).all()
-    assert set(plots.spread(by_mode(runs, "local"), "accuracy").table["model"]) == {"local"}
+    assert set(plots.client_scores(by_mode(runs, "local"), "accuracy").table["model"]) == {"local"}
 
 
 def test_a_study_of_one_partition_has_every_figure(runs):
     """seaborn's pointplot divides by the number of partitions but one."""
     alike = [run for run in runs if run.config.partition in ("none", "balanced")]
-    assert set(plots.spread(alike, "accuracy").table["partition"]) == {"balanced"}
+    assert set(plots.client_scores(alike, "accuracy").table["partition"]) == {"balanced"}
     assert len(plots.learning_curves(by_mode(alike, "federated"), ["accuracy"]).table)
     assert len(plots.comparison(analysis.compare(alike)).table)
-    assert len(plots.traffic(by_mode(alike, "federated")).table)
+    assert len(plots.communication(by_mode(alike, "federated")).table)
 
 
 def test_differences_lie_between_margins_and_name_every_arm(runs):

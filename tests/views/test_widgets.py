@@ -261,7 +261,7 @@ def test_results_are_those_of_the_table(runs, data):
 
 def test_the_worst_cases_come_first(runs, data):
     run = runs[data.task][0]
-    rows = plots.worst_first(run, data)
+    rows = plots.rank_by_error(run, data)
     assert sorted(rows) == sorted(data.split("test"))
     cases = run.cases.set_index("case").loc[data.cases["case"].iloc[rows]]
     if data.task == "classification":

@@ -7,7 +7,7 @@ import pandas as pd
 
 from fedlib.config import StudyConfig
 from fedlib.course.exercises.feedback import EXACT, Feedback, check, described, listed, number, read
-from fedlib.data.dataset import PreparedSet
+from fedlib.data.dataset import PreparedDataset
 from fedlib.data.partition import client_shares
 
 ROUGHLY = 0.15
@@ -83,7 +83,7 @@ def check_leak(answer: float) -> Feedback:
 
 
 @check
-def check_baseline(answer: float, data: PreparedSet) -> Feedback:
+def check_baseline(answer: float, data: PreparedDataset) -> Feedback:
     """Check the test accuracy of always predicting the commonest training label, of an image or of a voxel."""
     train, test = (np.asarray(data.labels[data.split(split)]) for split in ("train", "test"))
     commonest = np.bincount(train.ravel()).argmax()
@@ -98,7 +98,7 @@ def check_baseline(answer: float, data: PreparedSet) -> Feedback:
 
 
 @check
-def check_smallest_client(answer: float, data: PreparedSet, study: StudyConfig) -> Feedback:
+def check_smallest_client(answer: float, data: PreparedDataset, study: StudyConfig) -> Feedback:
     """Check the training cases of the smallest client, under quantity_skew with the most clients."""
     n_clients, n, ratio = max(study.client_counts), len(data.split("train")), study.unbalance_ratio
     sizes = n * client_shares(n_clients, ratio)
@@ -112,7 +112,7 @@ def check_smallest_client(answer: float, data: PreparedSet, study: StudyConfig) 
 
 
 @check
-def check_steps(answer: float, study: StudyConfig, data: PreparedSet) -> Feedback:
+def check_steps(answer: float, study: StudyConfig, data: PreparedDataset) -> Feedback:
     """Check the number of optimizer steps of the centralized run."""
     epochs, n = study.rounds * study.local_epochs, len(data.split("train"))
     right = epochs * -(-n // study.batch_size)

@@ -1,21 +1,21 @@
 """Figures of the notebooks and the report: of prepared sets (`images`) and of the run store (`results`)."""
 
-from fedlib.views.plots.images import contours, gallery, intensities, masks, partitions, volumes, worst_first
-from fedlib.views.plots.picture import COLOURS, Picture
+from fedlib.views.plots.figure import COLOURS, AccessibleFigure
+from fedlib.views.plots.images import contours, gallery, intensities, masks, partitions, rank_by_error, volumes
 from fedlib.views.plots.results import (
     arm_name,
+    client_scores,
+    communication,
     comparison,
     confusion,
     differences,
     learning_curves,
     reliability,
-    spread,
-    traffic,
 )
 
 __all__ = [
     "COLOURS",
-    "Picture",
+    "AccessibleFigure",
     "arm_name",
     "comparison",
     "confusion",
@@ -27,8 +27,8 @@ __all__ = [
     "masks",
     "partitions",
     "reliability",
-    "spread",
-    "traffic",
+    "client_scores",
+    "communication",
     "volumes",
-    "worst_first",
+    "rank_by_error",
 ]

@@ -9,9 +9,9 @@ import seaborn as sns
 from matplotlib.lines import Line2D
 
 from fedlib import tasks
-from fedlib.data.dataset import PreparedSet
+from fedlib.data.dataset import PreparedDataset
 from fedlib.training.run_store import Run
-from fedlib.views.plots.picture import DASHES, INK, PAGE, SOFT, Picture, grid, picture, styled
+from fedlib.views.plots.figure import DASHES, INK, PAGE, SOFT, AccessibleFigure, accessible_figure, grid, styled
 
 STRUCTURE_COLOURS = ("#ffb000", "#1fa8ff")
 """Orange and blue: distinct on grey images and with each kind of colour blindness."""
@@ -23,12 +23,12 @@ HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "++", "--")
 
 
 @styled
-def gallery(data: PreparedSet, columns: int = 5) -> Picture:
+def gallery(data: PreparedDataset, columns: int = 5) -> AccessibleFigure:
     """Show the first training cases: a row per class, or two planes per volume with the structures outlined."""
     return _image_gallery(data, columns) if data.task == "classification" else _volume_gallery(data, columns)
 
 
-def _image_gallery(data: PreparedSet, columns: int) -> Picture:
+def _image_gallery(data: PreparedDataset, columns: int) -> AccessibleFigure:
     train, shown = data.split("train"), []
     figure, axes = grid(len(data.classes), columns, 1.4)
     for number, name in enumerate(data.classes):
@@ -38,10 +38,10 @@ def _image_gallery(data: PreparedSet, columns: int) -> Picture:
             axis.imshow(data.images[row, 0], cmap="gray", vmin=0, vmax=255)
         axes[number, 0].set_ylabel(name.replace("_", " "), fontsize=9)
     alt = f"{data.manifest['title']}: {columns} training images of each class, {', '.join(data.classes)}."
-    return picture(figure, alt, _case_table(data, np.sort(np.concatenate(shown))))
+    return accessible_figure(figure, alt, _case_table(data, np.sort(np.concatenate(shown))))
 
 
-def _volume_gallery(data: PreparedSet, columns: int) -> Picture:
+def _volume_gallery(data: PreparedDataset, columns: int) -> AccessibleFigure:
     rows = data.split("train")[:columns]
     figure, axes = grid(len(AXES), columns, 1.6)
     for line, (plane, along) in zip(axes, AXES.items(), strict=True):
@@ -50,22 +50,22 @@ def _volume_gallery(data: PreparedSet, columns: int) -> Picture:
         line[0].set_ylabel(plane, fontsize=9)
     _structure_legend(figure, data)
     alt = f"{data.manifest['title']}: a slice, and a cut across the slices, of {len(rows)} training volumes."
-    return picture(figure, f"{alt} {outline_key(data)}.", _case_table(data, rows))
+    return accessible_figure(figure, f"{alt} {outline_key(data)}.", _case_table(data, rows))
 
 
 @styled
-def masks(shown: Mapping[str, np.ndarray]) -> Picture:
+def masks(shown: Mapping[str, np.ndarray]) -> AccessibleFigure:
     """Show small masks (H, W), True where a structure is, on a grid that lets a reader count pixels."""
     figure, axes = grid(1, len(shown), 2.4)
     for axis, (title, mask) in zip(axes[0], shown.items(), strict=True):
         axis.pcolormesh(mask, cmap="Blues", vmin=0, vmax=1.4, edgecolors=SOFT, linewidth=0.5)
         axis.set(title=title, aspect="equal")
         axis.invert_yaxis()
-    return picture(figure, f"Masks of {len(mask)} rows and {len(mask.T)} columns on a grid: {', '.join(shown)}.")
+    return accessible_figure(figure, f"Masks of {len(mask)} rows and {len(mask.T)} columns on a grid: {', '.join(shown)}.")
 
 
 @styled
-def intensities(data: PreparedSet, each: int = 100) -> Picture:
+def intensities(data: PreparedDataset, each: int = 100) -> AccessibleFigure:
     """Plot the density of grey values of each class (images) or structure (volumes), over at most `each` training cases."""
     figure, axis = plt.subplots(figsize=(6.4, 3))
     train, middle, densities = data.split("train"), {}, {}
@@ -85,11 +85,11 @@ def intensities(data: PreparedSet, each: int = 100) -> Picture:
     axis.legend(fontsize=8)
     words = ", ".join(f"{name} {value:.0f}" for name, value in middle.items())
     shares = pd.DataFrame({"grey value from": edges[:-1:4].astype(int)} | densities)
-    return picture(figure, f"Distribution of grey values; medians: {words}.", shares)
+    return accessible_figure(figure, f"Distribution of grey values; medians: {words}.", shares)
 
 
 @styled
-def volumes(data: PreparedSet) -> Picture:
+def volumes(data: PreparedDataset) -> AccessibleFigure:
     """Plot the volume of each structure as prepared against as labelled, in ml: the effect of resampling and crop."""
     figure, axis = plt.subplots(figsize=(4.6, 3.6))
     words = []
@@ -102,11 +102,11 @@ def volumes(data: PreparedSet) -> Picture:
     axis.legend(fontsize=8)
     measured = [f"{structure}_ml{when}" for structure in data.classes[1:] for when in ("", "_prepared")]
     alt = f"Volume of each structure before and after preparation; medians: {'; '.join(words)}."
-    return picture(figure, alt, data.cases[["case", *measured]])
+    return accessible_figure(figure, alt, data.cases[["case", *measured]])
 
 
 @styled
-def partitions(data: PreparedSet, clients_by_title: dict[str, list[np.ndarray]]) -> Picture:
+def partitions(data: PreparedDataset, clients_by_title: dict[str, list[np.ndarray]]) -> AccessibleFigure:
     """Plot the training cases of each client, stacked by class; one panel for each title."""
     n = len(clients_by_title)
     figure, axes = plt.subplots(1, n, figsize=(max(4.2, 3.2 * n), 2.8), sharey=True, squeeze=False)
@@ -128,13 +128,13 @@ def partitions(data: PreparedSet, clients_by_title: dict[str, list[np.ndarray]])
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), fontsize=8)
     sizes = [f"{title}: {', '.join(str(len(rows)) for rows in clients)}" for title, clients in clients_by_title.items()]
     table = pd.DataFrame(counted, columns=["partition", "client", "class", "training cases"])
-    return picture(figure, f"Training cases of each client. {'; '.join(sizes)}.", table)
+    return accessible_figure(figure, f"Training cases of each client. {'; '.join(sizes)}.", table)
 
 
 @styled
 def contours(
-    data: PreparedSet, predictions: Mapping[str, np.ndarray], rows: np.ndarray, titles: Sequence[str] = ()
-) -> Picture:
+    data: PreparedDataset, predictions: Mapping[str, np.ndarray], rows: np.ndarray, titles: Sequence[str] = ()
+) -> AccessibleFigure:
     """Show true and predicted outlines of volumes, with the DSC of each structure; a column per row number in `rows`.
 
     `predictions` maps a title to label volumes (len(rows), X, Y, Z); `titles` names the columns, such as worst and best.
@@ -153,7 +153,7 @@ def contours(
         axis.set_ylabel(title.replace(", ", "\n"), fontsize=9)
     _structure_legend(figure, data)
     alt = f"Slices of {len(rows)} test volumes with true and predicted outlines. {outline_key(data)}."
-    return picture(figure, alt, pd.DataFrame(scores))
+    return accessible_figure(figure, alt, pd.DataFrame(scores))
 
 
 def _dice(predicted: np.ndarray, truth: np.ndarray, label: int) -> float:
@@ -162,7 +162,7 @@ def _dice(predicted: np.ndarray, truth: np.ndarray, label: int) -> float:
     return float(2 * both / sizes) if sizes else float("nan")
 
 
-def worst_first(run: Run, data: PreparedSet) -> np.ndarray:
+def rank_by_error(run: Run, data: PreparedDataset) -> np.ndarray:
     """Return row numbers of a run's test cases, the worst first: by mean DSC, or by the true class's probability.
 
     The run has one model for all clients.
@@ -178,7 +178,7 @@ def worst_first(run: Run, data: PreparedSet) -> np.ndarray:
 
 def draw_slice(
     axis: plt.Axes,
-    data: PreparedSet,
+    data: PreparedDataset,
     row: int,
     outlines: Sequence[np.ndarray],
     along: int = 2,
@@ -205,20 +205,20 @@ def draw_slice(
                 axis.contour(mask, levels=[0.5], colors=colour, linewidths=1.3, linestyles=[dashes])
 
 
-def outline_key(data: PreparedSet) -> str:
+def outline_key(data: PreparedDataset) -> str:
     """Return words for the colours of the structures."""
     return ", ".join(
         f"{name} outlined in {colour}" for name, colour in zip(data.classes[1:], ("orange", "blue"), strict=True)
     )
 
 
-def _structure_legend(figure: plt.Figure, data: PreparedSet) -> None:
+def _structure_legend(figure: plt.Figure, data: PreparedDataset) -> None:
     lines = [
         Line2D([], [], color=colour, label=name) for name, colour in zip(data.classes[1:], STRUCTURE_COLOURS, strict=True)
     ]
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), labelcolor=INK)
 
 
-def _case_table(data: PreparedSet, rows: np.ndarray) -> pd.DataFrame:
+def _case_table(data: PreparedDataset, rows: np.ndarray) -> pd.DataFrame:
     """Return which cases a figure shows."""
     return data.cases.iloc[rows][["case", "patient", "split", "label"]]

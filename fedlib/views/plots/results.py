@@ -1,4 +1,4 @@
-"""Figures of the run store: scores of the arms, learning curves, traffic, clients, errors, calibration."""
+"""Figures of the run store: scores of the arms, learning curves, communication, clients, errors, calibration."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from fedlib import tasks
 from fedlib.analysis.arms import arm_name
 from fedlib.analysis.scores import confusion as confusion_matrix
 from fedlib.training.run_store import Run
-from fedlib.views.plots.picture import COLOURS, DASHES, INK, MARKERS, PAGE, SOFT, Picture, picture, styled
+from fedlib.views.plots.figure import COLOURS, DASHES, INK, MARKERS, PAGE, SOFT, AccessibleFigure, accessible_figure, styled
 
 WIDE = 5.6
 """Width of a panel in inches. Panels stand below each other, so that a phone shows them at a legible size."""
 
 
 @styled
-def comparison(table: pd.DataFrame, level: str = "95%") -> Picture:
+def comparison(table: pd.DataFrame, level: str = "95%") -> AccessibleFigure:
     """Plot test scores by number of clients from `analysis.compare`, with intervals and the paper's figures."""
     metrics = list(table["metric"].unique())
     figure, axes = _panels(len(metrics))
@@ -33,7 +33,7 @@ def comparison(table: pd.DataFrame, level: str = "95%") -> Picture:
     ]
     numbers = table.assign(arm=[arm_name(row) for row in table.itertuples()], metric=table["metric"].map(tasks.NAMES))
     numbers = numbers[["arm", *["metric"][: len(metrics) - 1], "value", "low", "high", "paper"]].dropna(axis=1, how="all")
-    return picture(figure, f"Test scores of every arm with {level} intervals. {'. '.join(words)}.", numbers)
+    return accessible_figure(figure, f"Test scores of every arm with {level} intervals. {'. '.join(words)}.", numbers)
 
 
 def _comparison_panel(axis: plt.Axes, table: pd.DataFrame, level: str) -> None:
@@ -60,7 +60,7 @@ def _comparison_panel(axis: plt.Axes, table: pd.DataFrame, level: str) -> None:
 
 
 @styled
-def differences(table: pd.DataFrame, level: str = "95%") -> Picture:
+def differences(table: pd.DataFrame, level: str = "95%") -> AccessibleFigure:
     """Plot the difference from centralized of every arm of one metric, from `analysis.compare`, between the margins."""
     arms = table[table["difference"].notna()]
     figure, axis = plt.subplots(figsize=(WIDE + 0.8, 1.4 + 0.3 * len(arms)))
@@ -81,13 +81,13 @@ def differences(table: pd.DataFrame, level: str = "95%") -> Picture:
     _legend(figure)
     words = ", ".join(f"{name} {value:+.3f}" for name, value in zip(names, arms["difference"], strict=True))
     numbers = arms.assign(arm=names)[["arm", "difference", "difference_low", "difference_high", "margin", "verdict"]]
-    return picture(
+    return accessible_figure(
         figure, f"Differences from centralized with {level} intervals and the margin {margin:g}: {words}.", numbers
     )
 
 
 @styled
-def learning_curves(runs: list[Run], metrics: Sequence[str] = ()) -> Picture:
+def learning_curves(runs: list[Run], metrics: Sequence[str] = ()) -> AccessibleFigure:
     """Plot the validation score of the global model by round, a line per arm and a panel per metric (default: the primary).
 
     A line is the mean over seeds, with a band from the lowest to the highest.
@@ -115,7 +115,7 @@ def learning_curves(runs: list[Run], metrics: Sequence[str] = ()) -> Picture:
         for metric in metrics
     ]
     alt = f"Validation scores by round. After the last round, {'; '.join(words)}."
-    return picture(figure, alt, _by_round(numbers, metrics))
+    return accessible_figure(figure, alt, _by_round(numbers, metrics))
 
 
 def _by_round(numbers: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
@@ -146,7 +146,7 @@ def _line(mode: str, partition: str, rank: int) -> dict:
 
 
 @styled
-def traffic(runs: list[Run]) -> Picture:
+def communication(runs: list[Run]) -> AccessibleFigure:
     """Plot the megabytes of weights sent both ways, per round and in all, by number of clients; federated runs only.
 
     A mean over partitions and seeds, which do not change it as long as every client replies.
@@ -164,7 +164,7 @@ def traffic(runs: list[Run]) -> Picture:
     axis.set_xlim(-0.75, len(numbers) - 0.25)
     axis.margins(y=0.2)
     words = [f"{n} clients: {label}".replace("\n", ", ") for n, label in zip(numbers.iloc[:, 0], labels, strict=True)]
-    return picture(figure, f"Weights sent by federated training. {'; '.join(words)}.", numbers)
+    return accessible_figure(figure, f"Weights sent by federated training. {'; '.join(words)}.", numbers)
 
 
 def _mb(value: float) -> str:
@@ -173,7 +173,7 @@ def _mb(value: float) -> str:
 
 
 @styled
-def spread(runs: list[Run], metric: str) -> Picture:
+def client_scores(runs: list[Run], metric: str) -> AccessibleFigure:
     """Plot the test score of each client's local model, beside the federation of the same clients where there is one."""
     numbers = _client_scores(runs, metric)
     local = numbers[numbers["model"] == "local"]
@@ -202,7 +202,9 @@ def spread(runs: list[Run], metric: str) -> Picture:
         f"{n} clients {partition}: {part['score'].min():.3f} to {part['score'].max():.3f}"
         for (n, partition), part in local.groupby(["number of clients", "partition"])
     )
-    return picture(figure, f"Test {tasks.NAMES[metric]} of the clients' local models, lowest to highest. {words}.", numbers)
+    return accessible_figure(
+        figure, f"Test {tasks.NAMES[metric]} of the clients' local models, lowest to highest. {words}.", numbers
+    )
 
 
 def _client_scores(runs: list[Run], metric: str) -> pd.DataFrame:
@@ -220,7 +222,7 @@ def _client_scores(runs: list[Run], metric: str) -> pd.DataFrame:
 
 
 @styled
-def confusion(runs: list[Run]) -> Picture:
+def confusion(runs: list[Run]) -> AccessibleFigure:
     """Plot confusion matrices on the test split: rows are the true classes, cells the share of that class's patients."""
     figure, axes = plt.subplots(len(runs), 1, figsize=(4.8, 3.6 * len(runs)), squeeze=False)
     numbers, words = [], []
@@ -239,11 +241,13 @@ def confusion(runs: list[Run]) -> Picture:
         numbers.append(table)
         found = ", ".join(f"{name} {value:.2f}" for name, value in zip(ticks, share.diagonal(), strict=True))
         words.append(f"{arm_name(run.config)}: {found}")
-    return picture(figure, f"Confusion matrices on the test split. Sensitivity, {'; '.join(words)}.", pd.concat(numbers))
+    return accessible_figure(
+        figure, f"Confusion matrices on the test split. Sensitivity, {'; '.join(words)}.", pd.concat(numbers)
+    )
 
 
 @styled
-def reliability(table: pd.DataFrame) -> Picture:
+def reliability(table: pd.DataFrame) -> AccessibleFigure:
     """Plot the share of correct predictions against the confidence of the model, from `analysis.calibration`."""
     arms = list(table.groupby(["mode", "n_clients", "partition"], sort=False))
     figure, axes = plt.subplots(len(arms), 1, figsize=(4.2, 3.2 * len(arms)), sharex=True, squeeze=False)
@@ -261,7 +265,7 @@ def reliability(table: pd.DataFrame) -> Picture:
         f"Reliability: share of right predictions in each bin of confidence. Expected calibration error: {', '.join(words)}."
     )
     table = pd.concat(numbers)
-    return picture(figure, alt, table[["arm", *table.columns[:-1]]])
+    return accessible_figure(figure, alt, table[["arm", *table.columns[:-1]]])
 
 
 def _panels(n: int) -> tuple[plt.Figure, np.ndarray]:

@@ -1,4 +1,4 @@
-"""A `Picture`: a figure with its alternative text and the table of its numbers. One style for all of them."""
+"""A `AccessibleFigure`: a figure with its alternative text and the table of its numbers. One style for all of them."""
 
 import base64
 import io
@@ -30,7 +30,7 @@ styled = plt.rc_context(STYLE)
 
 
 @dataclass(frozen=True)
-class Picture:
+class AccessibleFigure:
     """A figure with its alternative text and the table of its numbers (None: it shows images).
 
     The figure has a white background, so that it is legible in a light and in a dark theme. Jupyter keeps text and table
@@ -66,11 +66,11 @@ class Picture:
         return shown if self.table is None else shown | {"text/csv": self.csv()}, about
 
 
-def picture(figure: Figure, alt: str, table: pd.DataFrame | None = None) -> Picture:
+def accessible_figure(figure: Figure, alt: str, table: pd.DataFrame | None = None) -> AccessibleFigure:
     """Lay the figure out and close it, since Jupyter would show an open one a second time."""
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
     plt.close(figure)
-    return Picture(figure, alt, table)
+    return AccessibleFigure(figure, alt, table)
 
 
 def grid(rows: int, columns: int, side: float) -> tuple[Figure, np.ndarray]:
