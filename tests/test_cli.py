@@ -94,7 +94,7 @@ def test_too_many_clients_for_the_synthetic_set_are_refused_before_training(tmp_
     ("arguments", "words"),
     [
         (["study", "--profile", "huge"], ["--profile", "huge"]),
-        (["study", "--rounds", "five"], ["--rounds", "five"]),
+        (["study", "--rounds", "five"], ["rounds", "five"]),
         (["study", "--seeds", "0"], ["--seeds", "0"]),
         (["train"], ["train"]),
     ],

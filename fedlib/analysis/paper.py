@@ -1,13 +1,12 @@
 """State what the comparison assumes, set the paper's figures beside this run's, and answer the study's question in words."""
 
 import pandas as pd
-import yaml
 
 from fedlib import tasks
 from fedlib.analysis.arms import ARM, margin_note, resolve_margins
 from fedlib.analysis.inference import RESAMPLES, VERDICTS
 from fedlib.analysis.tables import bracketed
-from fedlib.config import PROFILES, FederationConfig, RunConfig, StudyConfig, TrainingConfig
+from fedlib.config import FederationConfig, RunConfig, StudyConfig, TrainingConfig, task_values
 from fedlib.training.plateau import CLIMBING
 from fedlib.training.run_store import Run
 
@@ -68,7 +67,7 @@ def protocol(runs: list[Run]) -> pd.DataFrame:
     Settings of the runs that the protocol does not name follow it.
     """
     configs, rows = [run.config for run in runs], []
-    known = yaml.safe_load((PROFILES / "protocol.yaml").read_text())[configs[0].task]
+    known = [*task_values(configs[0].task)["protocol"]]
     named = [FIELDS.get(row.get("field"), row.get("field")) for row in known]
     changed = [
         name

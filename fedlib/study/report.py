@@ -19,7 +19,6 @@ from fedlib.study.pages import render, render_notebook
 from fedlib.training.run_store import Run, RunStore
 from fedlib.views import plots
 
-TITLES = {"classification": "Chest X-rays: classification", "segmentation": "Hearts: segmentation"}
 INTRODUCTION = """# Federated against centralized learning
 
 How do the number of clients and an unbalanced data distribution change what federated learning reaches, compared with
@@ -63,7 +62,8 @@ def write_index(out_dir: Path) -> Path:
             answers = analysis.answer(table, analysis.client_trend(runs, config), analysis.partition_effect(runs, config))
         except UserError as refusal:
             table, answers = None, [_note(f"<strong>Not compared.</strong> {refusal}")]
-        summary.append(_text(f"### {TITLES[task]}", *answers, *_incomplete(missing, planned), *caveats(runs, config, data)))
+        title, notes = tasks.get(task).TITLE, caveats(runs, config, data)
+        summary.append(_text(f"### {title}", *answers, *_incomplete(missing, planned), *notes))
         details += _comparison(task, runs, config, data, table)
         details += _provenance(task, runs, config, missing, store, planned)
     intact, _ = analysis.check_integrity([run for run in store.all() if run.done])
@@ -131,7 +131,7 @@ def caveats(runs: list[Run], study: StudyConfig, data: dict[str, Any]) -> Iterat
 def _comparison(task: str, runs: list[Run], study: StudyConfig, data: dict, table: pd.DataFrame | None) -> Iterator:
     """Yield the cells of a task's tables and figures."""
     cases = f"{data['train']} cases for training, {data['val']} for validation, {data['test']} for the test"
-    yield _text(f"## {TITLES[task]}", f"**Data:** {data['title']}{' (synthetic)' * data['synthetic']}; {cases}.")
+    yield _text(f"## {tasks.get(task).TITLE}", f"**Data:** {data['title']}{' (synthetic)' * data['synthetic']}; {cases}.")
     if table is not None:
         yield _text(
             f"Difference: from the centralized run, paired by patient. In brackets: {study.level} intervals over the test "

@@ -35,7 +35,7 @@ def viewer(
     `rows`. With predictions the truth is hidden until the reader asks for it.
     Raises ValueError when a prediction has another number of cases than `rows`.
     """
-    is_image, predictions = data.task == "classification", dict(predictions or {})
+    is_image, predictions = data.labels.ndim == 1, dict(predictions or {})
     rows = data.split("train")[:MOST_IMAGES] if rows is None else np.asarray(rows)
     for title, labels in predictions.items():
         if len(labels) != len(rows):
@@ -107,7 +107,7 @@ def partition_explorer(data: PreparedDataset, study: StudyConfig) -> Player:
     settings |= {f"unbalanced, seed {seed}": {"partition": "unbalanced", "seed": seed} for seed in (1, 2, 3)}
     ratios = sorted({*RATIOS, study.unbalance_ratio})
     settings |= {f"quantity skew, ratio {r:g}": {"partition": "quantity_skew", "unbalance_ratio": r} for r in ratios}
-    if data.task == "classification":
+    if data.labels.ndim == 1:
         alphas = sorted({*ALPHAS, study.alpha}, reverse=True)
         settings |= {f"label skew, alpha {a:g}": {"partition": "label_skew", "alpha": a} for a in alphas}
         settings |= {f"missing classes, {n}": {"partition": "missing_classes", "n_missing": n} for n in (1, 2)}

@@ -25,7 +25,7 @@ HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "++", "--")
 @styled
 def gallery(data: PreparedDataset, columns: int = 5) -> AccessibleFigure:
     """Show the first training cases: a row per class, or two planes per volume with the structures outlined."""
-    return _image_gallery(data, columns) if data.task == "classification" else _volume_gallery(data, columns)
+    return _image_gallery(data, columns) if data.labels.ndim == 1 else _volume_gallery(data, columns)
 
 
 def _image_gallery(data: PreparedDataset, columns: int) -> AccessibleFigure:
@@ -72,7 +72,7 @@ def intensities(data: PreparedDataset, each: int = 100) -> AccessibleFigure:
     for number, (name, colour, dashes) in enumerate(
         zip(data.classes, sns.color_palette("colorblind"), DASHES, strict=False)
     ):
-        if data.task == "classification":
+        if data.labels.ndim == 1:
             values = data.images[train[data.labels[train] == number][:each]]
         else:
             values = np.concatenate([data.images[row, 0][data.labels[row] == number] for row in train[:each]])
@@ -168,7 +168,7 @@ def rank_by_error(run: Run, data: PreparedDataset) -> np.ndarray:
     The run has one model for all clients.
     """
     cases = run.cases
-    if run.config.task == "classification":
+    if "truth" in cases:
         score = cases.apply(lambda case: case[f"p_{case['truth']}"], axis=1)
     else:
         score = cases[list(tasks.get(run.config.task).PRIMARY)].mean(axis=1)
