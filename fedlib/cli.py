@@ -38,7 +38,7 @@ def _option(help: str, panel: str = RUNTIME, **more: int) -> typer.models.Option
     return typer.Option(help=help, rich_help_panel=panel, **more)
 
 
-def _setting(name: str, panel: str) -> Any:
+def _config_option(name: str, panel: str) -> Any:
     """Return the type of an option that passes a setting on as text: config.py checks and explains it."""
     field = StudyConfig.model_fields[name]
     names = f" One of {', '.join(get_args(field.annotation))}." if get_origin(field.annotation) is Literal else ""
@@ -57,23 +57,23 @@ def study(
     executor: Annotated[Literal["local", "ray"], _option(EXECUTOR)] = "local",
     address: Annotated[str | None, _option(ADDRESS)] = None,
     seeds: Annotated[int, _option("Repeat every run with seeds 1 to N.", GRID, min=1)] = 1,
-    client_counts: _setting("client_counts", GRID) = None,
-    partitions: _setting("partitions", GRID) = None,
-    alpha: _setting("alpha", GRID) = None,
-    group_column: _setting("group_column", GRID) = None,
-    rounds: _setting("rounds", TRAINING) = None,
-    local_epochs: _setting("local_epochs", TRAINING) = None,
-    batch_size: _setting("batch_size", TRAINING) = None,
-    learning_rate: _setting("learning_rate", TRAINING) = None,
-    strategy: _setting("strategy", TRAINING) = None,
-    quorum: _setting("quorum", TRAINING) = None,
+    client_counts: _config_option("client_counts", GRID) = None,
+    partitions: _config_option("partitions", GRID) = None,
+    alpha: _config_option("alpha", GRID) = None,
+    group_column: _config_option("group_column", GRID) = None,
+    rounds: _config_option("rounds", TRAINING) = None,
+    local_epochs: _config_option("local_epochs", TRAINING) = None,
+    batch_size: _config_option("batch_size", TRAINING) = None,
+    learning_rate: _config_option("learning_rate", TRAINING) = None,
+    strategy: _config_option("strategy", TRAINING) = None,
+    quorum: _config_option("quorum", TRAINING) = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=SET, rich_help_panel=TRAINING)
     ] = None,
-    margin_accuracy: _setting("margin_accuracy", ANALYSIS) = None,
-    margin_sensitivity: _setting("margin_sensitivity", ANALYSIS) = None,
-    margin_dice: _setting("margin_dice", ANALYSIS) = None,
-    significance: _setting("significance", ANALYSIS) = None,
+    margin_accuracy: _config_option("margin_accuracy", ANALYSIS) = None,
+    margin_sensitivity: _config_option("margin_sensitivity", ANALYSIS) = None,
+    margin_dice: _config_option("margin_dice", ANALYSIS) = None,
+    significance: _config_option("significance", ANALYSIS) = None,
 ) -> None:
     """Run all notebooks of a study and write index.html. Interrupted, the same command resumes it.
 
