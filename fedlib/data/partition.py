@@ -110,7 +110,7 @@ def _by_group(config: RunConfig, cases: pd.DataFrame, rng: np.random.Generator) 
     With as many clients as groups each group is a client. A patient with cases in several groups counts in the one that has
     most of them (of several, the first by name). Empty values are a group, too.
     """
-    column, n_clients = config.group_column, config.n_clients
+    column, client_of, held = config.group_column, {}, np.zeros(config.n_clients, int)
     suitable = [name for name in cases if 2 <= cases[name].nunique(dropna=False) <= MAX_GROUPS]
     if column not in suitable:
         found = f"values in it: {cases[column].nunique(dropna=False)}" if column in cases else "no such column"
@@ -119,12 +119,15 @@ def _by_group(config: RunConfig, cases: pd.DataFrame, rng: np.random.Generator) 
         raise UserError(f"group_column = {column!r}: {found}; expected {expected}")
     group_of = pd.crosstab(cases["patient"], group_names(cases[column]).rename("group")).idxmax(axis=1)
     sizes = cases["patient"].map(group_of).value_counts().sort_index().sort_values(ascending=False, kind="stable")
-    most = next(n for n in range(len(sizes), 0, -1) if _largest_first(sizes, n)[1].min() >= MIN_CASES)
-    if n_clients > most:
+    for group, size in sizes.items():
+        client_of[group] = int(held.argmin())
+        held[client_of[group]] += size
+    if held.min() < MIN_CASES:
         groups = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        expected = f"expected at most {most} (cases of each group: {groups}; at least {MIN_CASES} at each client)"
-        raise UserError(f"n_clients = {n_clients}: {column!r} has {len(sizes)} groups of training patients, {expected}")
-    return group_of.map(_largest_first(sizes, n_clients)[0]).to_dict()
+        found = f"{column!r} has {len(sizes)} groups of training patients (cases of each: {groups})"
+        expected = f"expected fewer clients, so that each holds at least {MIN_CASES} cases"
+        raise UserError(f"n_clients = {config.n_clients}: {found}; {expected}")
+    return group_of.map(client_of).to_dict()
 
 
 RULES = {
@@ -132,15 +135,6 @@ RULES = {
     **{"missing_classes": _missing_classes, "by_group": _by_group},
 }
 """By name: config, training cases and random generator -> the client of each patient; or UserError."""
-
-
-def _largest_first(sizes: pd.Series, n_clients: int) -> tuple[dict[str, int], np.ndarray]:
-    """Return the client of each group, and the cases of each client."""
-    client_of, held = {}, np.zeros(n_clients, int)
-    for group, size in sizes.items():
-        client_of[group] = int(held.argmin())
-        held[client_of[group]] += size
-    return client_of, held
 
 
 def group_names(values: pd.Series) -> pd.Series:

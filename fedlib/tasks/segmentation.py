@@ -21,12 +21,9 @@ warnings.filterwarnings("ignore", message=".*this may result in nan/inf distance
 
 TITLE = "Hearts: segmentation"
 METRICS = {
-    "dice_LV": "DSC, left ventricle",
-    "dice_Myo": "DSC, myocardium",
-    "hd95_LV": "HD95, left ventricle (mm)",
-    "hd95_Myo": "HD95, myocardium (mm)",
-    "assd_LV": "ASSD, left ventricle (mm)",
-    "assd_Myo": "ASSD, myocardium (mm)",
+    **{"dice_LV": "DSC, left ventricle", "dice_Myo": "DSC, myocardium"},
+    **{"hd95_LV": "HD95, left ventricle (mm)", "hd95_Myo": "HD95, myocardium (mm)"},
+    **{"assd_LV": "ASSD, left ventricle (mm)", "assd_Myo": "ASSD, myocardium (mm)"},
 }
 PRIMARY = ("dice_LV", "dice_Myo")
 TRAINING_METRIC = "training_dice"
