@@ -27,7 +27,7 @@ from fedlib.data.partition import clients_of
 from fedlib.federated.privacy import local_privacy, seed_noise
 from fedlib.federated.strategies import CONTROL, ControlVariate, proximal_term
 from fedlib.training.loop import evaluate, initial_model, train_round
-from fedlib.training.run_store import State, software
+from fedlib.training.run_store import RunStore, State, software
 
 CLIENT_APP_ERROR = 2
 """Flower's code for a ClientApp that raised an exception."""
@@ -52,29 +52,28 @@ class ClientState:
     def __init__(self, folder: Path, client: int):
         self.folder, self.client = folder, client
 
+    def path(self, round_number: int) -> Path:
+        """Return the file of a round."""
+        return self.folder / f"client{self.client}-{round_number:05}.safetensors"
+
     def load(self, round_number: int) -> State:
         """Return the state after a round; empty for round 0. Raises NodeError when the file is missing."""
         if round_number == 0:
             return {}
-        if not (path := self._path(round_number)).exists():
+        if not self.path(round_number).exists():
             begin = "remove the run's checkpoint at the server to begin anew"
             raise NodeError(f"its state of round {round_number} is missing from its state-dir; {begin}")
-        return load_file(path)
+        return load_file(self.path(round_number))
 
     def save(self, round_number: int, state: State) -> None:
         """Write the state after a round."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        content = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        write_atomically(self._path(round_number), save(content))
+        write_atomically(self.path(round_number), save(state))
 
     def discard_except(self, round_number: int) -> None:
         """Delete the state of all other rounds: of rejected replies, and of an earlier or interrupted run."""
-        for path in self.folder.glob(f"client{self.client}-*.safetensors"):
-            if path != self._path(round_number):
-                path.unlink()
-
-    def _path(self, round_number: int) -> Path:
-        return self.folder / f"client{self.client}-{round_number:05}.safetensors"
+        for path in set(self.folder.glob(f"client{self.client}-*.safetensors")) - {self.path(round_number)}:
+            path.unlink()
 
 
 @dataclass(frozen=True)
@@ -85,41 +84,36 @@ class ClientTask:
     data: PreparedDataset
     client: int
     round: int
-    accepted: int
-    """The last round whose reply of this client the server accepted; 0: none."""
-    state: ClientState | None
-    """None where a client keeps nothing."""
-    template: torch.nn.Module
-    """The run's initial model."""
     rows: np.ndarray
     """The client's training rows."""
+    model: torch.nn.Module
+    """With the weights of the message, if it holds any, and the client's own among `kept`."""
+    state: ClientState | None
+    """None where a client keeps nothing."""
+    kept: State
+    """The client's state after its last accepted round."""
 
     @classmethod
     def from_message(cls, message: Message, context: Context) -> "ClientTask":
         """Read message and node. Raises NodeError when the node lacks a key or holds another prepared set than the run's."""
-        config, client = run_config_of(message), client_id(context)
-        data = open_prepared(_node_folder(context, "data-dir"), config.task)
+        settings, client = message.content["config"], client_id(context)
+        config = RunConfig.model_validate_json(str(settings["run"]))
+        data = open_prepared(_folder(context, "data-dir", "data-dir"), config.task)
         if data.fingerprint != config.data_fingerprint:
             found = f"its prepared set has fingerprint {data.fingerprint[:12]}"
             raise NodeError(f"{found}, expected {config.data_fingerprint[:12]}, the run's")
-        keeps = config.strategy == "scaffold" or config.is_personalized
-        state = ClientState(_state_folder(context, config), client) if keeps else None
+        state, kept = None, {}
+        if config.strategy == "scaffold" or config.is_personalized:
+            store = RunStore(_folder(context, "state-dir", "out-dir"))
+            state = ClientState(store.folder / config.run_id / "checkpoints", client)
+            kept = state.load(int(settings.get("accepted-round", 0)))
         with _lock:
             template, partition = _model_and_partition(config, data.folder)
-        settings = message.content["config"]
-        rounds = int(settings.get("server-round", 0)), int(settings.get("accepted-round", 0))
-        return cls(config, data, client, *rounds, state, template, partition[client])
-
-    def kept(self) -> State:
-        """Return the client's state after its last accepted round."""
-        return self.state.load(self.accepted) if self.state else {}
-
-    def model(self, message: Message, kept: State) -> torch.nn.Module:
-        """Build the model of this message: the weights that were sent, and the local ones among `kept`."""
-        model = copy.deepcopy(self.template)
+        model = copy.deepcopy(template)
+        sent = message.content.get("arrays", ArrayRecord()).to_torch_state_dict()
         local = {name: tensor for name, tensor in kept.items() if not name.startswith(f"{CONTROL}.")}
-        model.load_state_dict(model.state_dict() | message.content["arrays"].to_torch_state_dict() | local)
-        return model
+        model.load_state_dict(model.state_dict() | sent | local)
+        return cls(config, data, client, int(settings.get("server-round", 0)), partition[client], model, state, kept)
 
 
 def report_errors(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -142,15 +136,6 @@ def report_errors(message: Message, context: Context, call_next: ClientAppCallab
         return Message(Error(CLIENT_APP_ERROR, f"{name} failed: {' '.join(cause.split())}"), reply_to=message)
 
 
-def local_dp(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Mod: apply local differential privacy where the run asks for it."""
-    config = run_config_of(message)
-    if config.privacy != "local":
-        return call_next(message, context)
-    seed_noise(config, client_id(context), int(message.content["config"]["server-round"]))
-    return local_privacy(config)(message, context, call_next)
-
-
 @client_app.query(mods=[report_errors])
 def identify(message: Message, context: Context) -> Message:
     """Reply with the node's client id, once its software and its data have proved to be the run's."""
@@ -162,18 +147,15 @@ def identify(message: Message, context: Context) -> Message:
     return Message(RecordDict({"metrics": MetricRecord({"client": client})}), reply_to=message)
 
 
-@client_app.train(mods=[report_errors, local_dp])
+@client_app.train(mods=[report_errors])
 def train(message: Message, context: Context) -> Message:
     """Train the global model on the client's cases for one round; reply with the weights that are shared."""
     task = ClientTask.from_message(message, context)
-    config = task.config
+    config, model, correct = task.config, task.model, None
     if task.state:
-        task.state.discard_except(task.accepted)
-    kept = task.kept()
-    model = task.model(message, kept)
-    correct = None
+        task.state.discard_except(int(message.content["config"]["accepted-round"]))
     if CONTROL in message.content:
-        correct = ControlVariate(model, message.content[CONTROL].to_torch_state_dict(), kept)
+        correct = ControlVariate(model, message.content[CONTROL].to_torch_state_dict(), task.kept)
     elif mu := message.content["config"].get("proximal-mu"):
         correct = proximal_term(model, mu)
 
@@ -193,15 +175,18 @@ def train(message: Message, context: Context) -> Message:
     if config.privacy == "local":  # epsilon covers noisy weights, not exact metrics
         trained = {"seconds": trained["seconds"]}
     content["metrics"] = MetricRecord(trained)
-    return Message(content, reply_to=message)
+    reply = Message(content, reply_to=message)
+    if config.privacy == "local":
+        seed_noise(config, task.client, task.round)
+        return local_privacy(config)(message, context, lambda *_: reply)
+    return reply
 
 
 @client_app.evaluate(mods=[report_errors])
 def validate(message: Message, context: Context) -> Message:
     """Score the client's own model, where it has one, on the validation split."""
     began, task = time.perf_counter(), ClientTask.from_message(message, context)
-    cases = evaluate(task.model(message, task.kept()), task.data, task.data.split("val"), task.config)
-    scores = tasks.get(task.config.task).summarize(cases)
+    scores = tasks.get(task.config.task).summarize(evaluate(task.model, task.data, task.data.split("val"), task.config))
     metrics = MetricRecord({**scores, "seconds": time.perf_counter() - began})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
@@ -213,8 +198,8 @@ def send_local_state(message: Message, context: Context) -> Message:
     A hospital would not send them; it would score its model at home.
     """
     task = ClientTask.from_message(message, context)
-    arrays = ArrayRecord(local_state(task.config, task.template) | task.kept())
-    return Message(RecordDict({"arrays": arrays}), reply_to=message)
+    content = {"arrays": ArrayRecord(local_state(task.config, task.model)), "metrics": MetricRecord()}
+    return Message(RecordDict(content), reply_to=message)
 
 
 def local_state(config: RunConfig, model: torch.nn.Module) -> State:
@@ -239,22 +224,11 @@ def client_id(context: Context) -> int:
     return value
 
 
-def run_config_of(message: Message) -> RunConfig:
-    """Read the run's configuration."""
-    return RunConfig.model_validate_json(str(message.content["config"]["run"]))
-
-
-def _node_folder(context: Context, key: str) -> Path:
-    """Return a folder of the node; in Flower's simulation, all on one machine, it is in the run config."""
-    if folder := context.node_config.get(key) or context.run_config.get(key):
+def _folder(context: Context, key: str, in_simulation: str) -> Path:
+    """Return a folder of the node; in Flower's simulation, all on one machine, it is a folder of the run config."""
+    if folder := context.node_config.get(key) or context.run_config.get(in_simulation):
         return Path(str(folder))
     raise NodeError(f"no {key} in its --node-config; expected a folder of the node")
-
-
-def _state_folder(context: Context, config: RunConfig) -> Path:
-    if "state-dir" not in context.node_config and (out_dir := context.run_config.get("out-dir")):
-        return Path(str(out_dir)) / "runs" / config.run_id / "checkpoints"
-    return _node_folder(context, "state-dir") / config.run_id
 
 
 @functools.lru_cache(maxsize=1)

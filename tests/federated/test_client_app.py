@@ -51,6 +51,11 @@ def hospital(monkeypatch, tmp_path):
     return tmp_path / "hospital"
 
 
+def state_folder(hospital, run):
+    """Where a hospital's client keeps its state of a run."""
+    return RunStore(hospital).folder / run.config.run_id / "checkpoints"
+
+
 def change_nodes(monkeypatch, node):
     init = InProcessGrid.__init__
 
@@ -66,7 +71,7 @@ def change_nodes(monkeypatch, node):
 def test_a_run_that_begins_again_forgets_the_state_of_an_earlier_one(images, tmp_path, hospital, kept):
     runs = [federated(images, tmp_path / out, rounds=3, **kept) for out in ("one", "two")]
     assert outcome(runs[0]) == outcome(runs[1])
-    found = sorted(path.name for path in (hospital / runs[0].config.run_id).iterdir())
+    found = sorted(path.name for path in state_folder(hospital, runs[0]).iterdir())
     assert found == [f"client{client}-0000{number}.safetensors" for client in (0, 1) for number in (2, 3)]
 
 
@@ -93,7 +98,7 @@ def test_with_a_quorum_the_server_s_control_variate_stays_the_mean_of_the_client
     monkeypatch.setattr(server_app, "get_server_state", lambda base: states.append(original(base)) or states[-1])
     spoil_round(monkeypatch, 1, 2, float("nan"))
     run = federated(images, tmp_path / "out", strategy="scaffold", quorum=0.5, rounds=3)
-    folder = hospital / run.config.run_id
+    folder = state_folder(hospital, run)
     assert not (folder / "client1-00002.safetensors").exists(), "round 3 began without the refused state"
     cases = [len(rows) for rows in execution.clients_of(run.config, images)]
     clients = [load_file(folder / f"client{client}-00003.safetensors") for client in (0, 1)]
