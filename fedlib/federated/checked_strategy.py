@@ -6,7 +6,6 @@ a client fails; and it drops what each client did. A client that fails stops the
 
 import math
 import time
-from collections.abc import Iterable
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,20 +41,22 @@ class CheckedStrategy:
 
     def __init__(self, grid: Grid, config: RunConfig, model: torch.nn.Module, cases: list[int], clients: list[dict]):
         self.grid, self.config, self.cases, self.clients = grid, config, cases, clients
+        self.settings = {"run": config.model_dump_json()}
         self.strategy = flower_strategy(config, cases)
         self.initial = ArrayRecord(shared_state(config, model))
         self.trainable = {name for name, _ in model.named_parameters()} - set(local_state(config, model))
-        self.nodes: dict[int, int] = {}
-        """The client of each node id. Node ids are random, clients are not."""
         self.nodes = self._identify()
+        """The client of each node id. Node ids are random, clients are not."""
 
     def train(self, number: int, arrays: ArrayRecord) -> ArrayRecord:
         """Train round `number` from these weights and return their aggregate. Raises what `_ask` raises."""
         asked = participants(self.config, number)
-        node_ids = [node for node, client in self.nodes.items() if client in asked]
-        sampled = SimpleNamespace(get_node_ids=lambda: node_ids)  # all that Flower asks of a grid here
-        messages = self.strategy.configure_train(number, self._select(arrays, trainable=True), self._settings(), sampled)
-        replies, rows = self._ask(f"round {number}", self._addressed(messages, arrays), self.config.quorum)
+        nodes = {node: client for node, client in self.nodes.items() if client in asked}
+        sampled = SimpleNamespace(get_node_ids=lambda: list(nodes))  # all that Flower asks of a grid here
+        config, trainable = ConfigRecord(dict(self.settings)), self._select(arrays, trainable=True)
+        message, *_ = self.strategy.configure_train(number, trainable, config, sampled)  # the same content for all
+        content = RecordDict({**message.content, "arrays": arrays})
+        replies, rows = self._ask(f"round {number}", "train", content, nodes, self.config.quorum)
         for client, row in rows.items():
             n = self.cases[client] if client in replies else 0
             self.clients.append({"round": number, "client": client, "n": n, **row})
@@ -63,7 +64,8 @@ class CheckedStrategy:
 
     def validate(self, number: int, arrays: ArrayRecord) -> dict[str, float]:
         """Return the mean of the clients' validation scores, each of its own model; add traffic and time to the round."""
-        replies, rows = self._ask(f"round {number}", self._to_all("evaluate", arrays), self.config.quorum)
+        content = RecordDict({"config": ConfigRecord(dict(self.settings)), "arrays": arrays})
+        replies, rows = self._ask(f"round {number}", "evaluate", content, self.nodes, self.config.quorum)
         trained = {row["client"]: row for row in self.clients if row["round"] == number}
         for client, row in rows.items():
             for name in ABSENT:
@@ -72,7 +74,8 @@ class CheckedStrategy:
 
     def local_states(self) -> dict[int, State]:
         """Return what each client keeps of the model for itself."""
-        replies, _ = self._ask("after the last round", self._to_all("query.local", ArrayRecord()), 1.0)
+        content = RecordDict({"config": ConfigRecord(dict(self.settings))})
+        replies, _ = self._ask("after the last round", "query.local", content, self.nodes)
         return {client: reply.content["arrays"].to_torch_state_dict() for client, reply in replies.items()}
 
     def _identify(self) -> dict[int, int]:
@@ -86,69 +89,54 @@ class CheckedStrategy:
             if time.monotonic() > until:
                 raise FederationError(f"{len(node_ids)} of {wanted} clients connected within {CONNECT_SECONDS:.0f} s")
             time.sleep(0.2)
-        content = RecordDict({"config": self._settings(), "software": ConfigRecord(software())})
-        messages = [Message(content, dst_node_id=node, message_type="query") for node in node_ids]
-        _, rows = self._ask("before the first round", messages, 1.0)
-        found = {node: int(row["client"]) for node, row in rows.items()}
-        if sorted(found.values()) != list(range(wanted)):
-            found = f"the connected nodes are clients {sorted(found.values())}"
-            raise FederationError(f"{found}, expected each of 0 to {wanted - 1} once (partition-id of the node-config)")
-        return found
+        content = RecordDict({"config": ConfigRecord(dict(self.settings)), "software": ConfigRecord(software())})
+        _, rows = self._ask("before the first round", "query", content, {node: node for node in node_ids})
+        nodes = {node: int(row["client"]) for node, row in rows.items()}
+        if sorted(nodes.values()) != list(range(wanted)):
+            found = f"the connected nodes are clients {sorted(nodes.values())}"
+            raise FederationError(f"{found}, expected each of 0 to {wanted - 1} once (their partition-id)")
+        return nodes
 
-    def _settings(self) -> ConfigRecord:
-        return ConfigRecord({"run": self.config.model_dump_json()})
+    def _ask(
+        self, when: str, kind: str, content: RecordDict, nodes: dict[int, int], quorum: float = 1.0
+    ) -> tuple[dict[int, Message], dict[int, dict]]:
+        """Send a message to clients, by node id; return their valid replies, and a row for each client.
 
-    def _to_all(self, kind: str, arrays: ArrayRecord) -> list[Message]:
-        content = RecordDict({"config": self._settings()})
-        messages = [Message(content, dst_node_id=node, message_type=kind) for node in self.nodes]
-        return self._addressed(messages, arrays)
-
-    def _addressed(self, messages: Iterable[Message], arrays: ArrayRecord) -> list[Message]:
-        """Add each client's last accepted round and all shared weights; Flower's content is one for all."""
-        accepted, messages = {row["client"]: row["round"] for row in self.clients if "absent" not in row}, list(messages)
-        for message in messages:
-            last = accepted.get(self.nodes[message.metadata.dst_node_id], 0)
-            config = ConfigRecord({**message.content["config"], "accepted-round": last})
-            message.content = RecordDict({**message.content, "arrays": arrays, "config": config})
-        return messages
-
-    def _ask(self, when: str, messages: list[Message], quorum: float) -> tuple[dict[int, Message], dict[int, dict]]:
-        """Send messages; return the valid replies, and a row for each client asked: metrics and bytes, or why it is absent.
-
-        Both are in the order of the clients, not of arrival; before the clients are known, nodes stand for them.
+        A row holds metrics and bytes, or why the client is absent. Both are in the order of the clients, not of arrival.
+        Each message names the client's last accepted round. Before the clients are known, nodes stand for them.
         Raises FederationError as soon as fewer valid replies than the quorum are possible, or when a client replies twice.
         """
-        who, keys = "client", self.nodes
-        if not keys:
-            who, keys = "node", {message.metadata.dst_node_id: message.metadata.dst_node_id for message in messages}
-        sent = {keys[message.metadata.dst_node_id]: count_bytes(message.content) for message in messages}
-        trained, replies, rows, unnamed = messages[0].metadata.message_type == "train", {}, {}, set()
+        accepted, messages = {row["client"]: row["round"] for row in self.clients if "absent" not in row}, []
+        for node, client in nodes.items():
+            config = ConfigRecord({**content["config"], "accepted-round": accepted.get(client, 0)})
+            messages.append(Message(RecordDict({**content, "config": config}), dst_node_id=node, message_type=kind))
+        who, down = "node" if kind == "query" else "client", count_bytes(content)
+        replies, rows, unnamed = {}, {}, set()
         for reply in self.grid.send_and_receive(messages, timeout=self.config.reply_timeout):
-            key = keys.get(reply.metadata.src_node_id)
-            if key is None:  # in the SuperLink's name, for a node that is gone
+            client = nodes.get(reply.metadata.src_node_id)
+            if client is None:  # in the SuperLink's name, for a node that is gone
                 unnamed.add(" ".join(reply.error.reason.split()))
-            elif key in rows:
-                raise FederationError(f"{when}: {who} {key}: replied twice")
-            elif fault := self._fault(key, reply, trained):
-                rows[key] = {
-                    **ABSENT,
-                    "absent": fault if fault.startswith(("client ", "node ")) else f"{who} {key}: {fault}",
-                }
-                _check_quorum(when, quorum, len(sent), rows)
+            elif client in rows:
+                raise FederationError(f"{when}: {who} {client}: replied twice")
+            elif fault := self._fault(client, kind, reply):
+                named = fault.startswith(("client ", "node "))
+                rows[client] = {**ABSENT, "absent": fault if named else f"{who} {client}: {fault}"}
+                _check_quorum(when, quorum, len(nodes), rows)
             else:
-                replies[key] = reply
+                replies[client] = reply
                 metrics = {name: value for name, value in reply.content["metrics"].items() if name != "num-examples"}
-                rows[key] = {**metrics, "bytes_down": sent[key], "bytes_up": count_bytes(reply.content)}
+                rows[client] = {**metrics, "bytes_down": down, "bytes_up": count_bytes(reply.content)}
         why = "; ".join(sorted(unnamed)) or f"within {self.config.reply_timeout:g} s"
-        rows |= {key: {**ABSENT, "absent": f"{who} {key}: no reply ({why})"} for key in set(sent) - set(rows)}
-        _check_quorum(when, quorum, len(sent), rows)
+        silent = set(nodes.values()) - set(rows)
+        rows |= {client: {**ABSENT, "absent": f"{who} {client}: no reply ({why})"} for client in silent}
+        _check_quorum(when, quorum, len(nodes), rows)
         return dict(sorted(replies.items())), dict(sorted(rows.items()))
 
-    def _fault(self, client: int, reply: Message, trained: bool) -> str:
+    def _fault(self, client: int, kind: str, reply: Message) -> str:
         """Say what is wrong with a reply: an error, or other cases, names, shapes or types than expected, or not finite."""
         if reply.has_error():
             return " ".join(reply.error.reason.split())
-        if not trained:
+        if kind != "train":
             return ""
         n = reply.content["metrics"].get("num-examples", self.cases[client])
         if n != self.cases[client]:  # the weight of its update

@@ -44,36 +44,27 @@ class NodeError(UserError):
 
 
 class ClientState:
-    """Tensors that a client keeps from round to round on its own disk, a file per round.
+    """Tensors that a client keeps from round to round in a file on its own disk.
 
-    Only the state of a round whose reply the server accepted counts; the server names that round in its next message.
+    Only the state of a round whose reply the server accepted counts; the server names that round in its next message. So the
+    file holds two states: that of the last accepted round, and that of the round whose reply is under way.
     """
 
-    def __init__(self, folder: Path, client: int):
-        self.folder, self.client = folder, client
-
-    def path(self, round_number: int) -> Path:
-        """Return the file of a round."""
-        return self.folder / f"client{self.client}-{round_number:05}.safetensors"
-
-    def load(self, round_number: int) -> State:
-        """Return the state after a round; empty for round 0. Raises NodeError when the file is missing."""
-        if round_number == 0:
-            return {}
-        if not self.path(round_number).exists():
+    def __init__(self, path: Path, accepted: int):
+        """Read the state after the last accepted round (0: none). Raises NodeError when the file does not hold it."""
+        self.path, self.accepted, head = path, accepted, f"{accepted}."
+        stored = load_file(path) if accepted and path.exists() else {}
+        self.kept = {name.removeprefix(head): tensor for name, tensor in stored.items() if name.startswith(head)}
+        if accepted and not self.kept:
             begin = "remove the run's checkpoint at the server to begin anew"
-            raise NodeError(f"its state of round {round_number} is missing from its state-dir; {begin}")
-        return load_file(self.path(round_number))
+            raise NodeError(f"its state of round {accepted} is missing from its state-dir; {begin}")
 
     def save(self, round_number: int, state: State) -> None:
-        """Write the state after a round."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path(round_number), save(state))
-
-    def discard_except(self, round_number: int) -> None:
-        """Delete the state of all other rounds: of rejected replies, and of an earlier or interrupted run."""
-        for path in set(self.folder.glob(f"client{self.client}-*.safetensors")) - {self.path(round_number)}:
-            path.unlink()
+        """Add the state after this round; forget those of other rounds, of rejected replies or of an interrupted run."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        states = {self.accepted: self.kept, round_number: state}
+        named = {f"{number}.{name}": tensor for number, kept in states.items() for name, tensor in kept.items()}
+        write_atomically(self.path, save(named))
 
 
 @dataclass(frozen=True)
@@ -87,11 +78,9 @@ class ClientTask:
     rows: np.ndarray
     """The client's training rows."""
     model: torch.nn.Module
-    """With the weights of the message, if it holds any, and the client's own among `kept`."""
+    """With the weights of the message, if it holds any, and those that the client has kept."""
     state: ClientState | None
     """None where a client keeps nothing."""
-    kept: State
-    """The client's state after its last accepted round."""
 
     @classmethod
     def from_message(cls, message: Message, context: Context) -> "ClientTask":
@@ -102,18 +91,17 @@ class ClientTask:
         if data.fingerprint != config.data_fingerprint:
             found = f"its prepared set has fingerprint {data.fingerprint[:12]}"
             raise NodeError(f"{found}, expected {config.data_fingerprint[:12]}, the run's")
-        state, kept = None, {}
+        state = None
         if config.strategy == "scaffold" or config.is_personalized:
-            store = RunStore(_folder(context, "state-dir", "out-dir"))
-            state = ClientState(store.folder / config.run_id / "checkpoints", client)
-            kept = state.load(int(settings.get("accepted-round", 0)))
+            folder = RunStore(_folder(context, "state-dir", "out-dir")).folder / config.run_id / "checkpoints"
+            state = ClientState(folder / f"client{client}.safetensors", int(settings.get("accepted-round", 0)))
         with _lock:
             template, partition = _model_and_partition(config, data.folder)
         model = copy.deepcopy(template)
         sent = message.content.get("arrays", ArrayRecord()).to_torch_state_dict()
-        local = {name: tensor for name, tensor in kept.items() if not name.startswith(f"{CONTROL}.")}
-        model.load_state_dict(model.state_dict() | sent | local)
-        return cls(config, data, client, int(settings.get("server-round", 0)), partition[client], model, state, kept)
+        own = {name: tensor for name, tensor in state.kept.items() if not name.startswith(f"{CONTROL}.")} if state else {}
+        model.load_state_dict(model.state_dict() | sent | own)
+        return cls(config, data, client, int(settings.get("server-round", 0)), partition[client], model, state)
 
 
 def report_errors(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -152,10 +140,8 @@ def train(message: Message, context: Context) -> Message:
     """Train the global model on the client's cases for one round; reply with the weights that are shared."""
     task = ClientTask.from_message(message, context)
     config, model, correct = task.config, task.model, None
-    if task.state:
-        task.state.discard_except(int(message.content["config"]["accepted-round"]))
     if CONTROL in message.content:
-        correct = ControlVariate(model, message.content[CONTROL].to_torch_state_dict(), task.kept)
+        correct = ControlVariate(model, message.content[CONTROL].to_torch_state_dict(), task.state.kept)
     elif mu := message.content["config"].get("proximal-mu"):
         correct = proximal_term(model, mu)
 
@@ -172,13 +158,12 @@ def train(message: Message, context: Context) -> Message:
     if task.state:
         task.state.save(task.round, state)
     trained["num-examples"] = trained.pop("n")
-    if config.privacy == "local":  # epsilon covers noisy weights, not exact metrics
-        trained = {"seconds": trained["seconds"]}
     content["metrics"] = MetricRecord(trained)
     reply = Message(content, reply_to=message)
     if config.privacy == "local":
+        content["metrics"] = MetricRecord({"seconds": trained["seconds"]})  # epsilon covers noisy weights, no exact metrics
         seed_noise(config, task.client, task.round)
-        return local_privacy(config)(message, context, lambda *_: reply)
+        reply = local_privacy(config)(message, context, lambda *_: reply)
     return reply
 
 
