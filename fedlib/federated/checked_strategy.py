@@ -7,6 +7,7 @@ a client fails; and it drops what each client did. A client that fails stops the
 import math
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,7 +42,6 @@ class CheckedStrategy:
 
     def __init__(self, grid: Grid, config: RunConfig, model: torch.nn.Module, cases: list[int], clients: list[dict]):
         self.grid, self.config, self.cases, self.clients = grid, config, cases, clients
-        self.settings = {"run": config.model_dump_json()}
         self.strategy = flower_strategy(config, cases)
         self.initial = ArrayRecord(shared_state(config, model))
         self.trainable = {name for name, _ in model.named_parameters()} - set(local_state(config, model))
@@ -53,9 +53,9 @@ class CheckedStrategy:
         asked = participants(self.config, number)
         nodes = {node: client for node, client in self.nodes.items() if client in asked}
         sampled = SimpleNamespace(get_node_ids=lambda: list(nodes))  # all that Flower asks of a grid here
-        config, trainable = ConfigRecord(dict(self.settings)), self._select(arrays, trainable=True)
-        message, *_ = self.strategy.configure_train(number, trainable, config, sampled)  # the same content for all
-        content = RecordDict({**message.content, "arrays": arrays})
+        trainable = self._select(arrays, trainable=True)
+        message, *_ = self.strategy.configure_train(number, trainable, ConfigRecord(), sampled)  # the same content for all
+        content = {**message.content, "arrays": arrays}
         replies, rows = self._ask(f"round {number}", "train", content, nodes, self.config.quorum)
         for client, row in rows.items():
             n = self.cases[client] if client in replies else 0
@@ -64,8 +64,7 @@ class CheckedStrategy:
 
     def validate(self, number: int, arrays: ArrayRecord) -> dict[str, float]:
         """Return the mean of the clients' validation scores, each of its own model; add traffic and time to the round."""
-        content = RecordDict({"config": ConfigRecord(dict(self.settings)), "arrays": arrays})
-        replies, rows = self._ask(f"round {number}", "evaluate", content, self.nodes, self.config.quorum)
+        replies, rows = self._ask(f"round {number}", "evaluate", {"arrays": arrays}, self.nodes, self.config.quorum)
         trained = {row["client"]: row for row in self.clients if row["round"] == number}
         for client, row in rows.items():
             for name in ABSENT:
@@ -74,8 +73,7 @@ class CheckedStrategy:
 
     def local_states(self) -> dict[int, State]:
         """Return what each client keeps of the model for itself."""
-        content = RecordDict({"config": ConfigRecord(dict(self.settings))})
-        replies, _ = self._ask("after the last round", "query.local", content, self.nodes)
+        replies, _ = self._ask("after the last round", "query.local", {}, self.nodes)
         return {client: reply.content["arrays"].to_torch_state_dict() for client, reply in replies.items()}
 
     def _identify(self) -> dict[int, int]:
@@ -89,7 +87,7 @@ class CheckedStrategy:
             if time.monotonic() > until:
                 raise FederationError(f"{len(node_ids)} of {wanted} clients connected within {CONNECT_SECONDS:.0f} s")
             time.sleep(0.2)
-        content = RecordDict({"config": ConfigRecord(dict(self.settings)), "software": ConfigRecord(software())})
+        content = {"software": ConfigRecord(software())}
         _, rows = self._ask("before the first round", "query", content, {node: node for node in node_ids})
         nodes = {node: int(row["client"]) for node, row in rows.items()}
         if sorted(nodes.values()) != list(range(wanted)):
@@ -98,19 +96,21 @@ class CheckedStrategy:
         return nodes
 
     def _ask(
-        self, when: str, kind: str, content: RecordDict, nodes: dict[int, int], quorum: float = 1.0
+        self, when: str, kind: str, content: dict[str, Any], nodes: dict[int, int], quorum: float = 1.0
     ) -> tuple[dict[int, Message], dict[int, dict]]:
         """Send a message to clients, by node id; return their valid replies, and a row for each client.
 
         A row holds metrics and bytes, or why the client is absent. Both are in the order of the clients, not of arrival.
-        Each message names the client's last accepted round. Before the clients are known, nodes stand for them.
+        Each message also has the run's settings and the client's last accepted round. Before the clients are known, nodes
+        stand for them.
         Raises FederationError as soon as fewer valid replies than the quorum are possible, or when a client replies twice.
         """
-        accepted, messages = {row["client"]: row["round"] for row in self.clients if "absent" not in row}, []
+        who, down, messages = "node" if kind == "query" else "client", count_bytes(RecordDict(content)), []
+        accepted = {row["client"]: row["round"] for row in self.clients if "absent" not in row} if who == "client" else {}
+        settings = {**content.get("config", {}), "run": self.config.model_dump_json()}
         for node, client in nodes.items():
-            config = ConfigRecord({**content["config"], "accepted-round": accepted.get(client, 0)})
+            config = ConfigRecord({**settings, "accepted-round": accepted.get(client, 0)})
             messages.append(Message(RecordDict({**content, "config": config}), dst_node_id=node, message_type=kind))
-        who, down = "node" if kind == "query" else "client", count_bytes(content)
         replies, rows, unnamed = {}, {}, set()
         for reply in self.grid.send_and_receive(messages, timeout=self.config.reply_timeout):
             client = nodes.get(reply.metadata.src_node_id)

@@ -85,7 +85,9 @@ class ClientTask:
     @classmethod
     def from_message(cls, message: Message, context: Context) -> "ClientTask":
         """Read message and node. Raises NodeError when the node lacks a key or holds another prepared set than the run's."""
-        settings, client = message.content["config"], client_id(context)
+        settings, client = message.content["config"], context.node_config.get("partition-id")
+        if type(client) is not int:
+            raise NodeError("no partition-id in its --node-config; expected the number of its client, from 0")
         config = RunConfig.model_validate_json(str(settings["run"]))
         data = open_prepared(_folder(context, "data-dir", "data-dir"), config.task)
         if data.fingerprint != config.data_fingerprint:
@@ -117,22 +119,20 @@ def report_errors(message: Message, context: Context, call_next: ClientAppCallab
         if not (isinstance(error, NodeError) or context.node_config.get("full-errors")):
             logging.getLogger("flwr").exception("the client failed")
             cause = f"{type(error).__name__} (the node's log says more)"
-        try:
-            name = f"client {client_id(context)}"
-        except NodeError:
-            name = f"node {context.node_id}"
+        client = context.node_config.get("partition-id")
+        name = f"node {context.node_id}" if client is None else f"client {client}"
         return Message(Error(CLIENT_APP_ERROR, f"{name} failed: {' '.join(cause.split())}"), reply_to=message)
 
 
 @client_app.query(mods=[report_errors])
 def identify(message: Message, context: Context) -> Message:
     """Reply with the node's client id, once its software and its data have proved to be the run's."""
-    client, server = client_id(context), dict(message.content["software"])
+    server = message.content["software"]
     for name, found in software().items():
         if found != server.get(name):
             raise NodeError(f"{name} {found}, expected {server.get(name)}, the server's")
-    ClientTask.from_message(message, context)
-    return Message(RecordDict({"metrics": MetricRecord({"client": client})}), reply_to=message)
+    task = ClientTask.from_message(message, context)
+    return Message(RecordDict({"metrics": MetricRecord({"client": task.client})}), reply_to=message)
 
 
 @client_app.train(mods=[report_errors])
@@ -199,14 +199,6 @@ def shared_state(config: RunConfig, model: torch.nn.Module) -> State:
     """Return what of a model travels."""
     local = local_state(config, model)
     return {name: tensor for name, tensor in model.state_dict().items() if name not in local}
-
-
-def client_id(context: Context) -> int:
-    """Return the number of a node's client. Raises NodeError when its configuration lacks it."""
-    value = context.node_config.get("partition-id")
-    if type(value) is not int:
-        raise NodeError("no partition-id in its --node-config; expected the number of its client, from 0")
-    return value
 
 
 def _folder(context: Context, key: str, in_simulation: str) -> Path:
