@@ -86,14 +86,14 @@ def check_comparable(runs: list[Run]) -> None:
     """Raise UserError, in one line that names two runs, when runs differ in more than their arm and seed."""
     if not runs:
         raise UserError("no finished run to compare; run notebooks 02 and 03 first")
-    first, seen = runs[0], {}
+    first, seen, cases = runs[0], {}, set(runs[0].cases["case"])
     for run in runs:
         for (what, expected), found in zip(_conditions(first).items(), _conditions(run).values(), strict=True):
             if found != expected:
                 raise _refusal(first, run, f"{what} {expected} and {found}, expected the same")
         if (same := seen.setdefault((*arm_of(run.config), run.config.seed), run)) is not run:
             raise _refusal(same, run, "both are the same arm and seed")
-        if differing := set(first.cases["case"]) ^ set(run.cases["case"]):
+        if differing := cases ^ set(run.cases["case"]):
             example = f"{len(differing)} test cases, such as {min(differing)}, are in one of them only"
             raise _refusal(first, run, f"{example}; expected the same test set")
 

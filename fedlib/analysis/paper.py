@@ -16,6 +16,8 @@ ORIGINS = {"paper": "from the paper", "scripts": "from the first author's script
 FIELDS = {"client_counts": "n_clients", "partitions": "partition"}
 """Settings of a study that go by another name in a run."""
 FEDERATED = ("n_clients", "partition", "strategy")
+UNASKED = pd.DataFrame(columns=["metric", "difference", "partition"])
+"""In place of a table that is not there."""
 
 
 def paper_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -82,14 +84,12 @@ def _listed(values: list) -> str:
     return ", ".join(str(value).replace("_", " ") for value in values)
 
 
-def answer(table: pd.DataFrame, trend: pd.DataFrame | None = None, effect: pd.DataFrame | None = None) -> list[str]:
+def answer(table: pd.DataFrame, trend: pd.DataFrame = UNASKED, effect: pd.DataFrame = UNASKED) -> list[str]:
     """Answer the study's question in sentences (Markdown), a text per metric, verdict first.
 
     `table`, `trend` and `effect` are those of `compare`, `client_trend` and `partition_effect`.
     """
-    none = pd.DataFrame(columns=["metric", "difference", "partition"])
-    others = [none if other is None else other for other in (trend, effect)]
-    return [_answer(metric, arms, *(other[other["metric"] == metric] for other in others))
+    return [_answer(metric, arms, *(other[other["metric"] == metric] for other in (trend, effect)))
             for metric, arms in table.groupby("metric", sort=False)]  # fmt: skip
 
 

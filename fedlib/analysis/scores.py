@@ -1,7 +1,6 @@
 """Score arms beyond the primary endpoints: over seeds, per class, calibration, per structure, per client.
 
-A patient's cases weigh one together. An arm's models (one per seed, and per client when local) are scored one by one, then
-averaged.
+A patient's cases weigh one together, under all models of an arm (one per seed, and per client when local).
 """
 
 from collections.abc import Iterator
@@ -84,41 +83,38 @@ def classes_of(cases: pd.DataFrame) -> list[str]:
     return [column.removeprefix("p_") for column in cases.filter(regex="^p_")]
 
 
+def weights(cases: pd.DataFrame) -> pd.Series:
+    """Return the weight of each case, so that the cases of a patient in a class weigh one together."""
+    return 1 / cases.groupby(["patient", "truth"])["case"].transform("size")
+
+
 def confusion(cases: pd.DataFrame) -> pd.DataFrame:
     """Return one model's confusion matrix in patients: truth (rows) by prediction (columns)."""
     counts = pd.crosstab(cases["truth"], cases["prediction"], weights(cases), aggfunc="sum")
     return counts.reindex(index=classes_of(cases), columns=classes_of(cases)).fillna(0.0)
 
 
-def weights(cases: pd.DataFrame, *model: str) -> pd.Series:
-    """Return the weight of each case, so that the cases of a patient in a class weigh one together, for each model."""
-    return 1 / cases.groupby([*model, "patient", "truth"])["case"].transform("size")
-
-
 def calibration(runs: list[Run]) -> pd.DataFrame:
-    """Return the reliability of the predicted class's probability, in BINS equal bins (Guo et al., 2017), over the models.
+    """Return the reliability of the predicted class's probability, in BINS equal bins (Guo et al., 2017).
 
-    Columns: ARM, bin, low, high (edges), patients, confidence, accuracy (NaN in an empty bin), ece (of the arm: the mean
-    over the models of sum over bins of share x |accuracy - confidence|; the same in each of its rows).
+    Columns: ARM, bin, low, high (edges), patients, confidence, accuracy, ece (of the arm: the sum over bins of share x
+    |accuracy - confidence|; the same in each of its rows). A bin without patients has no row. Where an arm has several
+    models, their predictions of a patient weigh one together.
     """
     check_comparable(runs)
-    tables, model, counts = [], ["seed", "client"], ["patients", "confidence", "accuracy"]
+    tables = []
     for arm, members in by_arm(runs).items():
-        cases = pd.concat([run.cases.assign(seed=run.config.seed) for run in members], ignore_index=True)
-        cases["client"], confidence = cases.get("client", 0), cases.filter(regex="^p_").max(axis=1)
-        cases["bin"] = (confidence * BINS).astype(int).clip(upper=BINS - 1)
-        cases["patients"] = weights(cases, *model)
-        cases["confidence"] = cases["patients"] * confidence
-        cases["accuracy"] = cases["patients"] * (cases["truth"] == cases["prediction"])
-        sums = cases.groupby([*model, "bin"])[counts].sum()
-        by_model = sums.assign(gap=(sums["accuracy"] - sums["confidence"]).abs()).groupby(model).sum()
-        table = sums.groupby("bin").sum().reindex(range(BINS), fill_value=0.0) / len(by_model)
-        shares = table[counts[1:]].div(table["patients"].replace(0, np.nan), axis=0)
-        ece = (by_model["gap"] / by_model["patients"]).mean()
+        cases = pd.concat([run.cases for run in members], ignore_index=True)
+        weight, confidence = weights(cases), cases.filter(regex="^p_").max(axis=1)
+        right, bins = cases["truth"] == cases["prediction"], (confidence * BINS).astype(int).clip(upper=BINS - 1)
+        sums = pd.DataFrame({"patients": weight, "confidence": weight * confidence, "accuracy": weight * right})
+        table = sums.groupby(bins.rename("bin")).sum()
+        ece = (table["accuracy"] - table["confidence"]).abs().sum() / table["patients"].sum()
+        shares = table[["confidence", "accuracy"]].div(table["patients"], axis=0)
         tables.append(table.assign(**arm._asdict(), **shares, ece=ece).reset_index())
     table = pd.concat(tables, ignore_index=True)
     table = table.assign(low=table["bin"] / BINS, high=(table["bin"] + 1) / BINS)
-    return table[[*ARM, "bin", "low", "high", *counts, "ece"]]
+    return table[[*ARM, "bin", "low", "high", "patients", "confidence", "accuracy", "ece"]]
 
 
 def client_scores(runs: list[Run]) -> pd.DataFrame:

@@ -55,7 +55,7 @@ class MathMLRenderer(IPythonRenderer):
 
     def block_math(self, body: str) -> str:
         """Return a formula on lines of its own."""
-        return f'<div class="formula" tabindex="0">{self.inline_math(body, "block")}</div>'
+        return f'<span class="formula" tabindex="0">{self.inline_math(body, "block")}</span>'
 
     def latex_environment(self, name: str, body: str) -> str:
         """Return what stands between `\\begin` and `\\end`."""

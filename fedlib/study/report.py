@@ -13,6 +13,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from fedlib import analysis, tasks
+from fedlib.analysis.scores import classes_of
 from fedlib.config import StudyConfig, UserError
 from fedlib.data.files import write_atomically
 from fedlib.study.pages import render, render_notebook
@@ -105,9 +106,8 @@ def caveats(runs: list[Run], study: StudyConfig, data: dict[str, Any]) -> Iterat
         covers = {run.provenance["privacy"]["covers"] for run in runs if "epsilon" in run.result}
         yield f"Epsilon protects a client, not a patient, and covers {' and '.join(sorted(covers))}."
         yield "The noise comes from the seed: fit for study, not for a hospital."
-    for run in runs[:1]:
-        classes = [column.removeprefix("p_") for column in run.cases if column.startswith("p_")]
-        if absent := [name.replace("_", " ") for name in classes if name not in set(run.cases["truth"])]:
+    for cases in (run.cases for run in runs[:1]):
+        if absent := [name.replace("_", " ") for name in classes_of(cases) if name not in set(cases["truth"])]:
             yield f"The test set has no case of {', '.join(absent)}: how well it is recognised was not measured."
 
 

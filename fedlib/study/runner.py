@@ -168,8 +168,9 @@ def _lock(out_dir: Path) -> AcquireReturnProxy:
 
 def _pool(n_jobs: int) -> ThreadPoolExecutor:
     """Return threads for `n_jobs` notebooks at a time; where there are several GPUs, each thread has one of them."""
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    shares = cycle(gpus.split(",") if n_jobs > 1 else [gpus])
+    count = torch.cuda.device_count()
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    shares = cycle(gpus.split(",")[: max(1, count)] if n_jobs > 1 else [gpus])
     return ThreadPoolExecutor(n_jobs, initializer=lambda: setattr(_worker, "gpus", next(shares)))
 
 
