@@ -140,6 +140,7 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1, executor: str = "loca
             problems += [f"{run_id}: {why}" for run_id, why in missing.items()]
         if studies:
             write_index(studies[0].out_dir)
+        progress.show()
     return problems
 
 
@@ -228,8 +229,8 @@ class _Progress(tqdm):
     def __init__(self, studies: list[StudyConfig]):
         self.studies, self.futures = studies, {}
         total = len(studies) * len(ORDER) + sum(len(study.runs("")) for study in studies)
-        look = {"bar_format": "{n} of {total} steps done; {desc}\n", "mininterval": LOG_EVERY_S}
-        super().__init__(total=total, dynamic_ncols=True, miniters=1, **({} if sys.stderr.isatty() else look))
+        log = {"bar_format": "{n} of {total} steps done; {desc}\n", "mininterval": LOG_EVERY_S, "miniters": 1}
+        super().__init__(total=total, dynamic_ncols=True, **({"miniters": 0} if sys.stderr.isatty() else log))
 
     def show(self) -> None:
         """Count again and show what has changed."""
