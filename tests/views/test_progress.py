@@ -1,6 +1,7 @@
 """Progress of runs: rounds read from the run store, few lines where nobody reads along, one line for an interrupt."""
 
 import re
+import time
 
 import pytest
 
@@ -46,11 +47,10 @@ def test_training_is_told_in_rounds_and_a_finished_run_is_read(images, tmp_path,
 
 
 def test_lines_are_few(images, tmp_path, capsys):
-    store, config = RunStore(tmp_path), run_config(images, "centralized", rounds=12)
+    store, config, begun = RunStore(tmp_path), run_config(images, "centralized", rounds=12), time.monotonic()
     experiment.run_all([config], images, store)
-    seconds = store.get(config.run_id).result["seconds"]
-    shown = capsys.readouterr().out.count("rounds")
-    assert shown <= 4 + seconds / progress.TICK, "the first and the last one, one a tick, and once more after the run's line"
+    ticks = (time.monotonic() - begun) / progress.TICK
+    assert capsys.readouterr().out.count("rounds") <= 4 + ticks, "the first and the last, and around the run's line, beside"
 
 
 @pytest.mark.parametrize("mode", ["centralized", "local", "federated"])
