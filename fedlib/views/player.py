@@ -46,7 +46,7 @@ class Frame:
 
     def html(self, hidden: bool) -> str:
         """Return the frame as an element."""
-        size = f'width="{self.width}" style="min-width:{min(self.width, 420)}px;max-width:100%;height:auto;display:block"'
+        size = f'width="{self.width}" style="min-width:{min(self.width, 340)}px;max-width:100%;height:auto;display:block"'
         image = f'<img {size} src="{self.image}" alt="{escape(self.caption)}">'
         image = f'<div style="{WHITE}" tabindex="0" role="group" aria-label="picture">{image}</div>' if self.image else ""
         return f'<div class="frame" data-caption="{escape(self.caption)}"{" hidden" * hidden}>{image}{self.below}</div>'

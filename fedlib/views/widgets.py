@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from fedlib import tasks
 from fedlib.config import StudyConfig, UserError
@@ -13,7 +14,7 @@ from fedlib.data.partition import clients_of
 from fedlib.training.run_store import Run
 from fedlib.views.player import Frame, Player, figure_url, image_url, spread
 from fedlib.views.plots import arm_name, partitions
-from fedlib.views.plots.figure import DASHES, INK, PAGE, SERIES, SOFT, styled
+from fedlib.views.plots.figure import DASHES, INK, PAGE, SERIES, styled
 from fedlib.views.plots.images import draw_slice, outline_key
 
 MOST_IMAGES, MOST_VOLUMES, MOST_SLICES, MOST_RUNS, MOST_ROUNDS = 16, 3, 8, 3, 6
@@ -145,19 +146,18 @@ def round_player(runs: Run | Sequence[Run]) -> Player:
 @styled
 def _round(run: Run, name: str, number: int) -> Frame:
     """Draw the losses and weights of the clients up to a round, and the predictions of its average."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 4), layout="constrained")
-    losses = _losses(left, run.clients, number)
+    panels = 1 if run.validation is None else 2
+    figure, axes = plt.subplots(panels, 1, figsize=(4.8, 1.2 + 2.4 * panels), layout="constrained", squeeze=False)
+    losses = _losses(axes[0, 0], run.clients, number)
     title = "client: weight in the average" if run.config.mode == "federated" else "client: share of the cases"
-    figure.legend(*left.get_legend_handles_labels(), title=title, loc="outside lower center", ncols=4, fontsize=8)
-    if run.validation is None:
-        right.axis("off")
-    else:
-        _predictions(right, run.validation[run.validation["round"] == number], run.config.task)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), title=title, loc="outside lower center", ncols=3, fontsize=9)
+    if panels == 2:
+        _predictions(axes[1, 0], run.validation[run.validation["round"] == number], run.config.task)
     metrics, now = tasks.get(run.config.task).PRIMARY, run.rounds.set_index("round").loc[number]
     words = ", ".join(f"{tasks.NAMES[metric]} {now[metric]:.3f}" for metric in metrics)
     ends = f"{losses.min():.2f} (client {losses.idxmin()}) to {losses.max():.2f} (client {losses.idxmax()})"
     caption = f"{name}, round {number} of {len(run.rounds)}: validation {words}; training loss {ends}"
-    return Frame(figure_url(figure), caption, width=720)
+    return Frame(figure_url(figure), caption, width=480)
 
 
 def _losses(axis: plt.Axes, clients: pd.DataFrame, number: int) -> pd.Series:
@@ -170,23 +170,23 @@ def _losses(axis: plt.Axes, clients: pd.DataFrame, number: int) -> pd.Series:
         axis.plot(loss, marker="o", ms=3, lw=1.4, label=f"client {client}: {weight}", **style)
     axis.set(title="training loss of each client", xlabel="round", xlim=(0.5, len(losses) + 0.5))
     axis.set_ylim(0, 1.05 * losses.max(axis=None))
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.grid(axis="y")
     return losses.loc[number].dropna()
 
 
 def _predictions(axis: plt.Axes, cases: pd.DataFrame, task: str) -> None:
     """Draw what a model makes of the validation cases: right and wrong by class, or the DSC of each volume."""
-    if task == "classification":
+    if "truth" in cases:
         right = (cases["truth"] == cases["prediction"]).groupby(cases["truth"]).mean()
         names = [name.replace("_", "\n").replace(" ", "\n") for name in right.index]
         axis.bar(names, right, color=INK, label="right")
         axis.bar(names, 1 - right, bottom=right, color=PAGE, edgecolor=INK, hatch="//", label="wrong")
         axis.set_title("predictions of the average by true class")
     else:
-        for metric, colour, marker in zip(tasks.get(task).PRIMARY, (INK, SOFT), "os", strict=True):
-            axis.plot(range(1, len(cases) + 1), cases[metric], marker, color=colour, label=tasks.NAMES[metric])
+        for metric, marker, inside in zip(tasks.get(task).PRIMARY, "os", (INK, PAGE), strict=True):
+            axis.plot(range(1, len(cases) + 1), cases[metric], marker, color=INK, mfc=inside, label=tasks.NAMES[metric])
         axis.set(title="DSC of the average", xlabel="validation volume", xlim=(0.5, len(cases) + 0.5))
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set(ylim=(0, 1.3), yticks=(0, 0.5, 1))
-    axis.legend(loc="upper left", ncols=2, fontsize=8)
+    axis.legend(loc="upper left", ncols=2)

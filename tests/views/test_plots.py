@@ -167,7 +167,8 @@ def test_outlines_have_a_colour_key_titles_and_dsc(volumes):
     (legend,) = picture.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == volumes.classes[1:]
     assert [axis.get_title().split("\n")[0] for axis in picture.figure.axes[:3]] == ["worst", "middle", "best"]
-    assert [axis.get_xlabel() for axis in picture.figure.axes[3:]] == ["LV 1.00, Myo 1.00"] * 3 + ["LV 0.00, Myo 0.00"] * 3
+    below = [axis.get_xlabel().split("\n") for axis in picture.figure.axes[3:]]
+    assert below == [["DSC LV 1.00", "DSC Myo 1.00"]] * 3 + [["DSC LV 0.00", "DSC Myo 0.00"]] * 3
     assert list(picture.table["DSC LV"]) == [1] * 3 + [0] * 3
 
 

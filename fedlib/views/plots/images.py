@@ -19,38 +19,38 @@ STRUCTURE_COLOURS = {"orange": "#ffb000", "blue": "#1fa8ff"}
 """Distinct on grey images and with each kind of colour blindness."""
 DASHES = ("solid", (0, (3, 2)))
 """Of true and of predicted outlines."""
-AXES = {"slice": 2, "cut across the slices": 1}
+AXES = {"slice": 2, "across slices": 1}
 """The axis of a volume (X, Y, Z) that a plane is taken along. Axial and coronal in CT; short-axis MRI is neither."""
 HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "++", "--")
 """Of stacked bars, so that no class depends on its colour."""
 
 
 @styled
-def gallery(data: PreparedDataset, columns: int = 5) -> AccessibleFigure:
+def gallery(data: PreparedDataset, columns: int = 4) -> AccessibleFigure:
     """Show the first training cases: a row per class, or two planes per volume with the structures outlined."""
     return _image_gallery(data, columns) if data.labels.ndim == 1 else _volume_gallery(data, columns)
 
 
 def _image_gallery(data: PreparedDataset, columns: int) -> AccessibleFigure:
     train, shown = data.split("train"), []
-    figure, axes = grid(len(data.classes), columns, 1.4)
+    figure, axes = grid(len(data.classes), columns, 1.25)
     for number, name in enumerate(data.classes):
         rows = train[data.labels[train] == number][:columns]
         shown.append(rows)
         for axis, row in zip(axes[number], rows, strict=False):
             axis.imshow(data.images[row, 0], cmap="gray", vmin=0, vmax=255)
-        axes[number, 0].set_ylabel(name.replace("_", " "), fontsize=9)
+        axes[number, 0].set_ylabel(name.replace("_", " "))
     alt = f"{data.manifest['title']}: {columns} training images of each class, {', '.join(data.classes)}."
     return accessible_figure(figure, alt, _case_table(data, np.sort(np.concatenate(shown))))
 
 
 def _volume_gallery(data: PreparedDataset, columns: int) -> AccessibleFigure:
     rows = data.split("train")[:columns]
-    figure, axes = grid(len(AXES), columns, 1.6)
+    figure, axes = grid(len(AXES), columns, 1.35)
     for line, (plane, along) in zip(axes, AXES.items(), strict=True):
         for axis, row in zip(line, rows, strict=False):
             draw_slice(axis, data, row, [data.labels[row]], along)
-        line[0].set_ylabel(plane, fontsize=9)
+        line[0].set_ylabel(plane)
     _structure_legend(figure, data)
     alt = f"{data.manifest['title']}: a slice, and a cut across the slices, of {len(rows)} training volumes."
     return accessible_figure(figure, f"{alt} {outline_key(data)}.", _case_table(data, rows))
@@ -78,8 +78,9 @@ def intensities(data: PreparedDataset, each: int = 100) -> AccessibleFigure:
             values = np.concatenate([data.images[row, 0][data.labels[row] == number] for row in train[:each]])
         densities[name], middle[name] = np.histogram(values, edges, density=True)[0], np.median(values)
     table = pd.DataFrame(densities, pd.Index(edges[:-1], name="grey value (0 to 255)"))
-    figure, axis = plt.subplots(figsize=(6.4, 3))
-    sns.lineplot(table, palette=sns.color_palette("colorblind", len(middle)), drawstyle="steps-post", ax=axis)
+    figure, axis = plt.subplots(figsize=(5.2, 3))
+    palette = sns.color_palette("colorblind", len(middle))
+    sns.lineplot(table, palette=palette, estimator=None, drawstyle="steps-post", ax=axis)
     axis.set_ylabel("density")
     axis.set_ylim(0, min(axis.get_ylim()[1], 0.06))  # the black background would flatten all else
     words = ", ".join(f"{name} {value:.0f}" for name, value in middle.items())
@@ -94,8 +95,8 @@ def partitions(data: PreparedDataset, clients_by_title: dict[str, list[np.ndarra
     sizes = "; ".join(f"{title}: {', '.join(map(str, table['total']))}" for title, table in counts.items())
     table = pd.concat(counts, names=["partition"]).drop(columns=["total", "share"]).fillna(0).astype(int).sort_index(axis=1)
     table = table.rename(columns=lambda name: name.replace("_", " "))
-    figure, axes = plt.subplots(1, len(counts), figsize=(max(4.2, 3.2 * len(counts)), 2.8), sharey=True, squeeze=False)
-    for axis, title in zip(axes[0], counts, strict=True):
+    figure, axes = plt.subplots(len(counts), 1, figsize=(4.6, 0.6 + 2.3 * len(counts)), squeeze=False)
+    for axis, title in zip(axes[:, 0], counts, strict=True):
         table.loc[title].plot.bar(
             stacked=True, ax=axis, title=title, ylabel="training cases", ylim=(0, 1.05 * largest), width=0.8, rot=0,
             color=sns.color_palette("colorblind", len(table.columns)), edgecolor=PAGE, legend=False,
@@ -103,8 +104,7 @@ def partitions(data: PreparedDataset, clients_by_title: dict[str, list[np.ndarra
         for bars, hatch in zip(axis.containers, itertools.cycle(HATCHES), strict=False):
             plt.setp(bars.patches, hatch=hatch)
     if len(table.columns) > 1:
-        key = axes[0, 0].get_legend_handles_labels()
-        figure.legend(*key, loc="outside lower center", ncols=len(table.columns), fontsize=8)
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return accessible_figure(figure, f"Training cases of each client. {sizes}.", table.reset_index())
 
 
@@ -116,7 +116,7 @@ def contours(
 
     `predictions` maps a title to label volumes (len(rows), X, Y, Z); `titles` names the columns, such as worst and best.
     """
-    figure, axes = grid(1 + len(predictions), len(rows), 2.1)
+    figure, axes = grid(1 + len(predictions), len(rows), 1.6)
     shown = {"truth" if data.manifest["synthetic"] else "expert": data.labels[rows]} | dict(predictions)
     names, scores = list(data.cases["case"].iloc[rows]), []
     for line, (title, volumes) in zip(axes, shown.items(), strict=True):
@@ -125,7 +125,7 @@ def contours(
             draw_slice(axis, data, row, [volume])
             if title in predictions:
                 dice = {name: _dice(volume, data.labels[row], n) for n, name in enumerate(data.classes) if n}
-                axis.set_xlabel(", ".join(f"{structure} {value:.2f}" for structure, value in dice.items()), fontsize=9)
+                axis.set_xlabel("\n".join(f"DSC {structure} {value:.2f}" for structure, value in dice.items()), fontsize=9)
                 scores.append({"case": name, "model": title} | {f"DSC {key}": value for key, value in dice.items()})
     for number, (axis, name) in enumerate(zip(axes[0], names, strict=True)):
         axis.set_title("\n".join([*titles[number : number + 1], name]), fontsize=9)

@@ -210,8 +210,8 @@ def confusion(runs: list[Run]) -> AccessibleFigure:
         share.index = share.columns = [label.replace("_", " ") for label in matrix]
         sns.heatmap(share, annot=True, fmt=".2f", cmap="Blues", cbar=False, vmin=0, vmax=1, square=True, ax=axis)
         axis.set(title=name, xlabel="predicted", ylabel="true")
-        axis.tick_params(axis="x", rotation=30)
         axis.tick_params(axis="y", rotation=0)
+        plt.setp(axis.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
         shares.append(share)
         words.append(f"{name}: {', '.join(f'{label} {share.loc[label, label]:.2f}' for label in share)}")
     table = pd.concat(shares, keys=names, names=["arm", "true class"]).add_prefix("predicted ").reset_index()
@@ -226,10 +226,12 @@ def reliability(table: pd.DataFrame) -> AccessibleFigure:
     figure, axes = plt.subplots(len(errors), 1, figsize=(4.2, 3.2 * len(errors)), sharex=True, squeeze=False)
     for axis, (name, arm) in zip(axes[:, 0], table.groupby("arm", sort=False), strict=True):
         width = arm["high"] - arm["low"]
-        axis.bar(arm["low"], arm["accuracy"], width, align="edge", color=COLOURS["balanced"], edgecolor=PAGE)
-        axis.plot([0, 1], [0, 1], "--", color=SOFT, lw=1)
+        style = {"align": "edge", "color": COLOURS["balanced"], "edgecolor": PAGE, "label": "answers of this confidence"}
+        axis.bar(arm["low"], arm["accuracy"], width, **style)
+        axis.plot([0, 1], [0, 1], "--", color=SOFT, lw=1, label="calibrated")
         axis.set(title=f"{name}\nECE {errors[name]:.3f}", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
     axes[-1, 0].set_xlabel("confidence")
+    _legend(figure)
     words = ", ".join(f"{name} {error:.3f}" for name, error in errors.items())
     alt = f"Reliability: share of right predictions by confidence. Expected calibration error: {words}."
     return accessible_figure(figure, alt, table[["arm", "low", "high", "patients", "confidence", "accuracy"]])
