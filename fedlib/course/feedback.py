@@ -4,9 +4,11 @@ import functools
 import numbers
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 
@@ -114,9 +116,12 @@ def listed(names: Iterable[Any]) -> str:
 
 
 def _plain(answer: Any) -> Any:
-    """Return tensors as lists, since NumPy takes none that needs a gradient, and fractions as floats."""
+    """Return tensors, arrays and Series as lists, and numbers of every kind as floats; all else stays as it is."""
     if isinstance(answer, torch.Tensor):
-        return answer.detach().tolist()
+        answer = answer.detach()
+    if isinstance(answer, torch.Tensor | np.ndarray | pd.Series):
+        return _plain(answer.tolist())
     if isinstance(answer, list | tuple):
         return [_plain(each) for each in answer]
-    return float(answer) if isinstance(answer, numbers.Rational) and not isinstance(answer, bool) else answer
+    is_number = isinstance(answer, numbers.Real | Decimal) and not isinstance(answer, bool)
+    return float(answer) if is_number else answer

@@ -27,22 +27,23 @@ MOVE = (
     "figure.querySelectorAll('input').forEach(one=>one.setAttribute('aria-valuetext',caption))"
 )
 """An attribute of each control, so that nothing in the page needs an id. Frames follow the product of the controls."""
+SIDE = 128
+"""Longest side of an image in pixels: a page stays light."""
 WHITE = "overflow-x:auto;background:#fff;width:fit-content;max-width:100%"
 """Frames keep a white ground in a dark theme; a wide one scrolls on a phone instead of shrinking."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """An image for one state of the controls."""
+    """An image for one state of the controls, as a `data:` URL, and HTML below it; `width` in the page's pixels.
+
+    The caption is also the image's alternative text. Where the image is empty, it says why.
+    """
 
     image: str
-    """A `data:` URL; empty: no image, the caption says why."""
     caption: str
-    """The sentence beside the controls, which is also the image's alternative text."""
     below: str = ""
-    """HTML below the image."""
     width: int = 320
-    """Width on the page, in pixels."""
 
     def html(self, hidden: bool) -> str:
         """Return the frame as an element."""
@@ -100,9 +101,10 @@ class Player:
 
 
 def image_url(pixels: np.ndarray) -> str:
-    """Return grey values (H, W) uint8 as the URL of a PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png")
+    """Return grey values (H, W) uint8 as the URL of a PNG of at most SIDE x SIDE pixels."""
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    image.thumbnail((SIDE, SIDE))
+    image.save(buffer, "png")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

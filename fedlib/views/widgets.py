@@ -19,8 +19,6 @@ from fedlib.views.plots.images import draw_slice, outline_key
 
 MOST_IMAGES, MOST_VOLUMES, MOST_SLICES, MOST_RUNS, MOST_ROUNDS = 16, 3, 8, 3, 6
 """Limits of a player's frames: a page stays light, and drawing takes a few seconds."""
-SIDE = 128
-"""Longest side of an image in pixels."""
 RATIOS, ALPHAS = (2, 10), (10, 2, 0.5, 0.1)
 """Settings of a partition, from even to uneven."""
 
@@ -47,9 +45,7 @@ def _images(data: PreparedDataset, rows: np.ndarray, predictions: dict[str, np.n
 
     def draw(window: str, number: int) -> Frame:
         row, (low, high) = rows[number - 1], windows[window]
-        pixels = data.images[row, 0].astype(float)
-        pixels = pixels[:: -(-len(pixels) // SIDE), :: -(-len(pixels) // SIDE)]
-        image = image_url(np.clip((pixels - low) * 255 / (high - low), 0, 255).astype(np.uint8))
+        image = image_url(np.clip((data.images[row, 0] - low) * 255 / (high - low), 0, 255).astype(np.uint8))
         truth, caption = names[data.labels[row]], f"image {number} of {len(rows)}, {window}"
         if not predictions:
             return Frame(image, f"{caption}: {truth}")

@@ -1,6 +1,7 @@
 """The checks of the exercises: right answers, wrong ones, nearly right ones, none, and answers of any kind."""
 
 import inspect
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
@@ -51,6 +52,11 @@ RIGHT = [
     (exercises.check_dice, np.float32(0.6429), (TRUTH, PREDICTED)),
     (exercises.check_dice, pd.Series([0.6429]), (TRUTH, PREDICTED)),
     (exercises.check_dice, [0.6429], (TRUTH, PREDICTED)),
+    (exercises.check_dice, pd.Series([0.6429], dtype=object), (TRUTH, PREDICTED)),
+    (exercises.check_dice, np.array(0.6429, object), (TRUTH, PREDICTED)),
+    (exercises.check_dice, Decimal("0.64"), (TRUTH, PREDICTED)),
+    (exercises.check_dice, [torch.tensor([0.6429])], (TRUTH, PREDICTED)),
+    (exercises.check_leftover, (3, 6), (MASKED, UPDATES)),
     (exercises.check_sensitivity, 0.64, (CONFUSION,)),
     (exercises.check_standard_error, 0.0027, (exercises.eight_patients(),)),
     (exercises.check_average, torch.tensor([[2.5, 6.5]], requires_grad=True), (SENT, CASES)),
