@@ -41,7 +41,7 @@ def initial_model(config: RunConfig, data: PreparedDataset) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = tasks.get(config.task).build_model(config, len(data.classes))
-    return model.to(device(), memory_format=memory_format(config))
+    return model.to(device(), memory_format=memory_format(data.images))
 
 
 def get_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -106,7 +106,7 @@ def forward(model: torch.nn.Module, images: torch.Tensor, config: RunConfig) -> 
     """
     torch.set_deterministic_debug_mode("warn" if config.deterministic else "default")
     with torch.autocast(device().type, torch.bfloat16, enabled=config.precision == "bf16"):
-        return model(images.contiguous(memory_format=memory_format(config))).float()
+        return model(images.contiguous(memory_format=memory_format(images))).float()
 
 
 @torch.inference_mode()
@@ -142,6 +142,6 @@ def derive_seed(seed: int, client: int, round_number: int) -> int:
     return int(np.random.SeedSequence([seed, client, round_number]).generate_state(1, np.uint64)[0])
 
 
-def memory_format(config: RunConfig) -> torch.memory_format:
+def memory_format(images: np.ndarray | torch.Tensor) -> torch.memory_format:
     """Channels last: the same numbers, half as fast again on a CPU."""
-    return torch.channels_last if config.task == "classification" else torch.channels_last_3d
+    return torch.channels_last if images.ndim == 4 else torch.channels_last_3d

@@ -11,7 +11,6 @@ import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from fedlib import analysis
 from fedlib.config import StudyConfig
 from fedlib.data import partition
 from fedlib.study import experiment
@@ -22,7 +21,7 @@ from fedlib.views.player import Frame, Player
 from tests.conftest import TASKS
 from tests.helpers import run_config
 
-NAMES = ("viewer", "partition_explorer", "round_player", "result_explorer")
+NAMES = ("viewer", "partition_explorer", "round_player")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,6 @@ def player(request, prepared, runs):
         "viewer": lambda: widgets.viewer(data),
         "partition_explorer": lambda: widgets.partition_explorer(data, study(data)),
         "round_player": lambda: widgets.round_player(runs[task]),
-        "result_explorer": lambda: widgets.result_explorer(analysis.compare(runs[task])),
     }[name]()
 
 
@@ -249,18 +247,6 @@ def test_a_client_that_was_absent_is_called_that(images, tmp_path, figures):
     ]
 
 
-def test_results_are_those_of_the_table(runs, data):
-    table = analysis.compare(runs[data.task])
-    player = widgets.result_explorer(table)
-    assert len(player.controls["metric"]) == table["metric"].nunique()
-    for metric, name in zip(table["metric"].unique(), player.controls["metric"], strict=True):
-        arms = table[table["metric"] == metric]
-        score = frame_of(player, name, "score", "all").below
-        assert [value for value in arms["value"] if f"{value:.3f}" not in score] == []
-        difference = frame_of(player, name, "difference from centralized", "balanced").below
-        assert [verdict for verdict in arms["verdict"].dropna() if verdict not in difference] == []
-
-
 def test_the_worst_cases_come_first(runs, data):
     run = runs[data.task][0]
     rows = plots.rank_by_error(run, data)
@@ -273,8 +259,6 @@ def test_the_worst_cases_come_first(runs, data):
     assert scores == sorted(scores)
 
 
-def test_nothing_to_show_is_an_error_in_words(runs):
+def test_nothing_to_show_is_an_error_in_words():
     with pytest.raises(ValueError, match="at least one finished run"):
         widgets.round_player([])
-    with pytest.raises(ValueError, match="no arm"):
-        widgets.result_explorer(analysis.compare(runs["classification"]).iloc[:0])
