@@ -24,9 +24,7 @@ TASKS = tuple(sorted(path.stem for path in TASK_FOLDER.glob("*.yaml")))
 Task = Literal[TASKS]
 Mode = Literal["centralized", "local", "federated"]
 Partition = Literal["balanced", "unbalanced", "quantity_skew", "label_skew", "missing_classes", "by_group"]
-Strategy = Literal[
-    "fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum", "scaffold"
-]
+Strategy = Literal["fedavg", "fedavgm", "fedprox", "fedadam", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum", "scaffold"]
 KRUM_CLIENTS = 5
 """2 f + 3 with one bad client (f = 1): Blanchard et al., 2017."""
 DELTA = 1e-5
