@@ -1,13 +1,12 @@
 """State what the comparison assumes, set the paper's figures beside this run's, and answer the study's question in words."""
 
 import pandas as pd
-import yaml
 
 from fedlib import tasks
 from fedlib.analysis.arms import ARM, margin_note
 from fedlib.analysis.inference import RESAMPLES, VERDICTS
 from fedlib.analysis.tables import bracketed
-from fedlib.config import PROFILES, AnalysisConfig, FederationConfig, RunConfig, TrainingConfig
+from fedlib.config import AnalysisConfig, FederationConfig, RunConfig, TrainingConfig, task_values
 from fedlib.training.plateau import CLIMBING
 from fedlib.training.run_store import Run
 
@@ -66,7 +65,7 @@ def protocol(runs: list[Run]) -> pd.DataFrame:
     Settings of the runs that the protocol does not name follow it.
     """
     configs, rows = [run.config for run in runs], []
-    known = yaml.safe_load((PROFILES / "protocol.yaml").read_text())[configs[0].task]
+    known = [*task_values(configs[0].task)["protocol"]]
     defaults = {name: field.default for name, field in FederationConfig.model_fields.items()}
     changed = [name for name, default in defaults.items() if {getattr(config, name) for config in configs} != {default}]
     others = [name for name in (*TrainingConfig.model_fields, *changed) if name not in {row.get("field") for row in known}]

@@ -20,7 +20,6 @@ from fedlib.study.pages import render, render_notebook
 from fedlib.training.run_store import Run, RunStore
 from fedlib.views import plots
 
-TITLES = {"classification": "Chest X-rays: classification", "segmentation": "Hearts: segmentation"}
 INTRODUCTION = """# Federated against centralized learning
 
 How do the number of clients and an unbalanced data distribution change what federated learning reaches, compared with
@@ -67,7 +66,7 @@ def write_index(out_dir: Path) -> Path:
             table, further, answers = None, {}, [_note(f"<strong>Not compared.</strong> {refusal}")]
         if missing:
             answers.append(_note(f"<strong>Not complete:</strong> {len(missing)} of {len(planned)} runs missing."))
-        summary.append(_text(f"### {TITLES[study.task]}", *answers, *caveats(runs, study, data)))
+        summary.append(_text(f"### {tasks.get(study.task).TITLE}", *answers, *caveats(runs, study, data)))
         details += _comparison(runs, study, data, table, further)
         details += _provenance(runs, study, missing, store, planned)
     intact, _ = analysis.check_integrity(store, [run.folder.name for run in store.all() if run.done])
@@ -114,7 +113,8 @@ def caveats(runs: list[Run], study: StudyConfig, data: dict[str, Any]) -> Iterat
 def _comparison(runs: list[Run], study: StudyConfig, data: dict, table: pd.DataFrame | None, further: dict) -> Iterator:
     """Yield the cells of a task's tables and figures; the tables are there when the runs can be compared."""
     cases = f"{data['train']} cases for training, {data['val']} for validation, {data['test']} for the test"
-    yield _text(f"## {TITLES[study.task]}", f"**Data:** {data['title']}{' (synthetic)' * data['synthetic']}; {cases}.")
+    title = f"{data['title']}{' (synthetic)' * data['synthetic']}"
+    yield _text(f"## {tasks.get(study.task).TITLE}", f"**Data:** {title}; {cases}.")
     if table is not None:
         yield _text(
             f"Difference: from the centralized run, paired by patient. In brackets: {study.level} intervals over the test "
