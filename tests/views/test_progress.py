@@ -21,7 +21,9 @@ def test_rounds_are_counted_from_the_table_of_clients(images, tmp_path, mode, ro
     store, config = RunStore(tmp_path), run_config(images, mode, rounds=4)
     assert progress.rounds_done(config, store) == 0
     record = store.begin(config)
-    record.log_clients([{"round": 1 + n // config.n_clients, "client": n % config.n_clients} for n in range(rows)])
+    record.write_table(
+        "clients.csv", [{"round": 1 + n // config.n_clients, "client": n % config.n_clients} for n in range(rows)]
+    )
     assert progress.rounds_done(config, store) == rounds
 
 
@@ -30,7 +32,7 @@ def test_the_bar_follows_what_another_thread_or_process_trains(images, tmp_path,
     store, config = RunStore(tmp_path), run_config(images, "centralized", rounds=4)
     record, seen = store.begin(config), ""
     with progress.rounds_bar([config], store):
-        record.log_clients([{"round": n, "client": 0} for n in (1, 2, 3)])
+        record.write_table("clients.csv", [{"round": n, "client": 0} for n in (1, 2, 3)])
         while "3 of 4 rounds" not in seen:  # the pytest timeout of the suite ends it
             seen += capsys.readouterr().out
     assert "0 of 4 rounds" in seen

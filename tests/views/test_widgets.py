@@ -218,8 +218,10 @@ def test_clients_differ_in_colour_or_dashes_and_nothing_is_clipped(tmp_path, fig
     """Sixteen clients: the fault of lines that were all blue, and of labels that ran off the top."""
     config = StudyConfig.make(profile="smoke", out_dir=tmp_path, client_counts=16).runs("f" * 64, ("federated",))[0]
     record = RunStore(tmp_path).begin(config)
-    record.log_rounds([{"round": n, "accuracy": 0.5, "sensitivity": 0.5} for n in (1, 2)])
-    record.log_clients([{"round": n, "client": c, "n": 10, "loss": (1 + c) / n} for n in (1, 2) for c in range(16)])
+    record.write_table("rounds.csv", [{"round": n, "accuracy": 0.5, "sensitivity": 0.5} for n in (1, 2)])
+    record.write_table(
+        "clients.csv", [{"round": n, "client": c, "n": 10, "loss": (1 + c) / n} for n in (1, 2) for c in range(16)]
+    )
     widgets.round_player(record.finish({}, {"weights_sha256": "w"}))
     for figure in figures:
         figure.draw_without_rendering()
@@ -236,8 +238,8 @@ def test_a_client_that_was_absent_is_called_that(images, tmp_path, figures):
     record = RunStore(tmp_path).begin(run_config(images, "federated"))
     rows = [{"round": n, "client": c, "n": 10, "loss": 1.0} for n in (1, 2) for c in (0, 1)]
     rows[3] |= {"n": 0, "loss": np.nan, "absent": "client 1: late"}
-    record.log_clients(rows)
-    record.log_rounds([{"round": n, "accuracy": 0.5, "sensitivity": 0.5} for n in (1, 2)])
+    record.write_table("clients.csv", rows)
+    record.write_table("rounds.csv", [{"round": n, "accuracy": 0.5, "sensitivity": 0.5} for n in (1, 2)])
     widgets.round_player(record.finish({}, {"weights_sha256": "w"}))
     assert [[text.get_text() for text in figure.legends[0].get_texts()] for figure in figures] == [
         ["client 1: 0.50", "client 2: 0.50"],
