@@ -63,7 +63,8 @@ def _by_clients(table: pd.DataFrame, columns: list[str], label: str) -> tuple[pl
             )
         axis.set_xscale("log", base=2)
         axis.minorticks_off()
-        axis.set(xticks=counts, xticklabels=counts, ylabel=label.format(tasks.NAMES[metric]))
+        axis.set(xticks=counts, xticklabels=counts, xlim=(counts[0] / 1.6, counts[-1] * 1.6))
+        axis.set_ylabel(label.format(tasks.NAMES[metric]))
         axis.grid(axis="y")
     axes[-1].set_xlabel("number of clients")
     return figure, axes
@@ -176,7 +177,7 @@ def client_scores(runs: list[Run], metric: str) -> AccessibleFigure:
     for kind in kinds:
         axis.plot([], [], "o", color=COLOURS[kind], label=f"each local model, {kind}".replace("_", " "))
         axis.plot([], [], lw=3, color=COLOURS[kind], label=f"their federation, {kind}".replace("_", " "))
-    axis.set_ylabel(f"test {tasks.NAMES[metric]}")
+    axis.set(ylabel=f"test {tasks.NAMES[metric]}", xlim=(-0.5, local["number of clients"].nunique() - 0.5))
     axis.grid(axis="y")
     _legend(figure)
     ends = local.groupby(["number of clients", "partition"])["score"].agg(["min", "max"])
