@@ -40,7 +40,7 @@ def compare(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
                 "n_patients": n_patients(scores),
             }
             row |= inference.interval(strata(scores), evidence.significance, SCORE)._asdict()
-            row["training"] = _least_finished(members, metric, evidence)
+            row["training"] = least_finished(members, metric, evidence)
             if arm != CENTRALIZED and CENTRALIZED in arms:
                 paired = paired_difference(members, arms[CENTRALIZED], metric, evidence)
                 row |= {"paired_seeds": paired.pop("seeds"), "paired_patients": paired.pop("n_patients")} | paired
@@ -52,22 +52,29 @@ def compare(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
     return table.assign(p_holm=table.groupby("mode")["p"].transform(inference.holm))
 
 
-def _least_finished(runs: list[Run], metric: str, evidence: AnalysisConfig) -> str:
+def least_finished(runs: list[Run], metric: str, evidence: AnalysisConfig) -> str:
+    """Return how far the least finished of an arm's runs was (see `training.plateau`)."""
     states = {training_state(run.rounds[metric].tolist(), evidence.margin(metric)) for run in runs}
     return next(state for state in (CLIMBING, TOO_FEW, PLATEAU) if state in states)
+
+
+def optimizer_steps(run: Run) -> pd.Series:
+    """Return the optimizer steps of each row of clients.csv, one client's round; 0 where the client was absent."""
+    config, cases = run.config, run.clients["n"].fillna(0).astype(int)
+    return config.local_epochs * cases.map(
+        lambda n: len(batches(np.arange(n), config.batch_size, None, config.drop_last)) if n else 0
+    )
 
 
 def training_table(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
     """Return each arm's rounds, epochs, optimizer steps of a client (least and most), and whether training was finished."""
     evidence, rows = resolve_margins(runs, study), []
     for arm, members in by_arm(runs).items():
-        config, n = members[0].config, pd.concat([run.clients["n"] for run in members])
-        epochs = config.rounds * config.local_epochs
-        steps = [epochs * len(batches(np.arange(cases), config.batch_size, None, config.drop_last)) for cases in n[n > 0]]
-        states = {
-            tasks.NAMES[metric]: _least_finished(members, metric, evidence) for metric in tasks.get(config.task).PRIMARY
-        }
-        row = {"rounds": config.rounds, "epochs": epochs, "least_steps": min(steps), "most_steps": max(steps)}
+        config, metrics = members[0].config, tasks.get(members[0].config.task).PRIMARY
+        steps = pd.concat([optimizer_steps(run).groupby(run.clients["client"]).sum() for run in members])
+        states = {tasks.NAMES[metric]: least_finished(members, metric, evidence) for metric in metrics}
+        row = {"rounds": config.rounds, "epochs": config.rounds * config.local_epochs}
+        row |= {"least_steps": steps.min(), "most_steps": steps.max()}
         rows.append(dict(zip(ARM, arm, strict=True)) | row | states)
     return pd.DataFrame(rows)
 

@@ -146,7 +146,8 @@ def _comparison(task: str, runs: list[Run], study: StudyConfig, data: dict, tabl
     shown, local = ([run for run in runs if (run.config.mode == "local") == is_local] for is_local in (False, True))
     for metric in tasks.get(task).PRIMARY:
         if shown:
-            yield _figure(plots.learning_curves(shown, [metric]), f"Validation {tasks.NAMES[metric]} after every round.")
+            for x, unit in (("rounds", "round"), ("steps", "optimizer step of a client")):
+                yield _figure(plots.learning_curves(shown, [metric], x), f"Validation {tasks.NAMES[metric]}, by {unit}.")
         if local:
             yield _figure(plots.client_scores(runs, metric), f"Each client's own model: test {tasks.NAMES[metric]}.")
     if federated := [run for run in runs if run.config.mode == "federated"]:

@@ -9,6 +9,7 @@ from fedlib.course.exercises.central import (
     check_dice,
     check_leak,
     check_runs,
+    check_seen,
     check_sensitivity,
     check_smallest_client,
     check_steps,
@@ -31,5 +32,6 @@ from fedlib.course.exercises.federated import (
     check_leftover,
     check_megabytes,
     check_pull,
+    check_rounds,
 )
 from fedlib.course.exercises.feedback import Feedback, check_order

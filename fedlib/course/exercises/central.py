@@ -7,7 +7,7 @@ import pandas as pd
 
 from fedlib.config import StudyConfig
 from fedlib.course.exercises.feedback import EXACT, Feedback, check, described, listed, number, read
-from fedlib.data.dataset import PreparedDataset
+from fedlib.data.dataset import SPLITS, PreparedDataset
 from fedlib.data.partition import client_shares
 
 ROUGHLY = 0.15
@@ -80,6 +80,23 @@ def check_leak(answer: float) -> Feedback:
         "a leak from training to validation counts too.": 2,
     }
     return number(answer, (splits > 1).sum(), mistakes, "these patients would be recognised, not diagnosed.", EXACT)
+
+
+@check
+def check_seen(answer: float, data: PreparedDataset) -> Feedback:
+    """Check the share of the test images whose patient has an image in training."""
+    train, val, test = (data.cases[data.cases["split"] == split]["patient"] for split in SPLITS)
+    mistakes = {
+        "that is a share of the test patients. A patient with several test images counts several times.": (
+            test.drop_duplicates().isin(train).mean()
+        ),
+        "that counts patients of the validation split too, on whom no model trains.": test.isin([*train, *val]).mean(),
+        "that is the share of the training images whose patient is in the test.": train.isin(test).mean(),
+        "expected a share between 0 and 1, not a percentage.": 100 * test.isin(train).mean(),
+    }
+    return number(
+        answer, test.isin(train).mean(), mistakes, "the model met these patients, with their diagnosis, in training."
+    )
 
 
 @check

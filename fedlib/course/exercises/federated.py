@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedlib.course.exercises.feedback import Feedback, array, check, number
+from fedlib.course.exercises.feedback import EXACT, Feedback, array, check, number
 
 
 @check
@@ -33,6 +33,18 @@ def check_megabytes(answer: float, n_weights: int, n_clients: int, rounds: int) 
         "expected MB, not bytes.": right * 1e6,
     }
     return number(answer, right, mistakes, "both ways, every client, every round.", 0.02)
+
+
+@check
+def check_rounds(answer: float, central_steps: int, client_steps: int, rounds: int) -> Feedback:
+    """Check how many rounds give a client, who took `client_steps` in `rounds`, the steps of the centralized run."""
+    right = -(-central_steps * rounds // client_steps)
+    mistakes = {
+        "that is how many times as many rounds it takes.": central_steps / client_steps,
+        "so many rounds leave a client some steps short: round up.": central_steps * rounds // client_steps,
+        "that is how many steps are wanted; a round has several.": central_steps,
+    }
+    return number(answer, right, mistakes, f"a client takes {client_steps / rounds:g} steps in a round.", EXACT)
 
 
 @check
