@@ -115,11 +115,11 @@ def learning_curves(
             if len(members) > 1:
                 low, high = by_round[metric].min(), by_round[metric].max()
                 axis.fill_between(at, low, high, color=style["color"], alpha=0.12, lw=0)
-            state = least_finished(members, metric, evidence)
-            sign = {"marker": ENDS[state], "ms": 12, "color": style["color"], "ls": "", "clip_on": False}
-            axis.plot(at.iloc[-1], scores.iloc[-1], label=state, **sign)
-            ends.append(f"{name} {scores.iloc[-1]:.2f} ({state})")
-        words.append(f"{tasks.NAMES[metric]}: {', '.join(ends)}")
+            ends.append((name, at.iloc[-1], scores.iloc[-1], least_finished(members, metric, evidence), style["color"]))
+        for _, last, score, state, colour in ends:
+            axis.plot(last, score, marker=ENDS[state], ms=12, ls="", color=colour, label=state, clip_on=False)
+        reached = ", ".join(f"{name} {score:.2f} ({state})" for name, _, score, state, _ in ends)
+        words.append(f"{tasks.NAMES[metric]}: {reached}")
         axis.set_ylabel(f"validation {tasks.NAMES[metric]}")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(axis="y")
