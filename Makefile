@@ -35,8 +35,8 @@ test-all: test  ## everything: make test, then the slow ones, then what trains a
 	$(PYTEST) -m slow
 	$(OLD_PROCESSOR) $(PYTEST) -m "not slow" $(TRAINS)
 
-lab: $(READY)  ## JupyterLab in notebooks/
-	cd notebooks && ../$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
+lab: $(READY)  ## JupyterLab in notebooks/; more options: make lab LAB='--port 9999'
+	cd notebooks && ../$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
 lint: $(READY)  ## style, and notebooks without outputs
 	$(BIN)/ruff check .

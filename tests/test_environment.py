@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import json
 import os
 import re
 import sys
@@ -19,6 +20,10 @@ FLOORS = {
 }
 """Floor of each room, from the ground. A room imports from itself and from lower floors."""
 MODULES = sorted((ROOT / "fedlib").rglob("*.py"))
+
+
+def read(name):
+    return (ROOT / name).read_text()
 
 
 def canonical(requirement):
@@ -75,13 +80,25 @@ def test_files_that_the_readme_names_exist():
     assert [path for path in expected if not (ROOT / path).exists()] == []
 
 
-def test_make_targets_that_the_readme_names_exist():
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(
-        re.findall(r"\bmake ([a-z-]+)", "\n".join(re.findall(r"`[^`]+`|```.*?```", (ROOT / "README.md").read_text(), re.S)))
+def test_make_targets_that_documents_and_containers_name_exist():
+    targets = set(
+        re.findall(r"^([a-z-]+|\.venv/\.ready):", read("Makefile").replace("$(READY)", ".venv/.ready"), re.MULTILINE)
     )
+    code = "\n".join(re.findall(r"`[^`]+`|```.*?```", read("README.md") + read("CONTRIBUTING.md"), re.S))
+    named = set(re.findall(r"\bmake ([a-z-]+(?: [a-z-]+)?)", code))
+    run, command = (
+        re.search(r"^RUN make (\S+)$", read("Dockerfile"), re.M)[1],
+        re.search(r'CMD \["make", "(\w+)"', read("Dockerfile"))[1],
+    )
+    created = json.loads(read(".devcontainer/devcontainer.json"))["postCreateCommand"].removeprefix("make ")
     assert {"study", "test"} <= targets
-    assert named <= targets
+    assert {word for words in named for word in words.split()} | {run, command, created} <= targets
+
+
+def test_the_citation_is_of_this_version_and_names_the_paper_of_the_readme():
+    citation = yaml.safe_load(read("CITATION.cff"))
+    assert citation["version"] == tomllib.loads(read("pyproject.toml"))["project"]["version"]
+    assert citation["references"][0]["doi"] in read("README.md")
 
 
 def imports(path):
