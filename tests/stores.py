@@ -51,7 +51,8 @@ def write_tables(
     record.log_cases(pd.concat(by_client, ignore_index=True))
     if mode == "federated":
         record.log_train_cases(pd.concat([tables[0].assign(client=client) for client in range(2)], ignore_index=True))
-    record.log_clients([{"round": 1, "client": 0, "n": 8}])
+    rounds = (arm | changes)["rounds"]
+    record.log_clients([{"round": number, "client": 0, "n": 8} for number in range(1, rounds + 1)])
     scores = pd.DataFrame([tasks.get(task).summarize(cases) for cases in tables]).mean().to_dict()
     curves = [{metric: share * scores[metric] for metric in tasks.get(task).PRIMARY} for share in curve]
     record.log_rounds([{"round": number, **row} for number, row in enumerate(curves, 1)])

@@ -141,7 +141,8 @@ def _by_round(numbers: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
 def _rounds_of(run: Run, metrics: list[str]) -> pd.DataFrame:
     """Return a row per round: arm, the columns of AXES, and the metrics."""
     steps = optimizer_steps(run).groupby(run.clients["round"]).sum().cumsum() / run.config.n_clients
-    return run.rounds[["round", *metrics]].assign(**{"arm": arm_name(run.config), AXES["steps"]: steps.to_numpy()})
+    rounds = run.rounds[["round", *metrics]]
+    return rounds.assign(**{"arm": arm_name(run.config), AXES["steps"]: rounds["round"].map(steps)})
 
 
 def _line(mode: str, partition: str, n_clients: int, counts: list[int]) -> dict:
