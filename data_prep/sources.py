@@ -81,14 +81,18 @@ def prepare_synthetic(
     keep_raw: Path | None = None,
     overwrite: bool = False,
     findings: Findings = "mild",
+    images_per_patient: int | None = None,
     **splitting: Any,
 ) -> PreparedDataset:
     """Write phantoms as files in the layout of the real data, then prepare those files by the very same adapters.
 
     The raw files go to `keep_raw`, or to a temporary folder that is removed. `splitting`: fractions and split_by.
-    `findings` is for chest X-rays: mild ones are slow to learn, clear ones quick (`synthetic_cxr`).
+    `findings` and `images_per_patient` are for chest X-rays: mild findings are slow to learn, clear ones quick
+    (`synthetic_cxr`).
     """
     recipe = {"task": task, "cases": cases, "size": size, "seed": seed, "findings": findings}
+    if images_per_patient:
+        recipe["images_per_patient"] = images_per_patient
     made_from = digest([READER, recipe, *splitting.items()])
     if is_current(out, made_from, overwrite) and not keep_raw:  # before anything is drawn
         return open_prepared(out)
@@ -100,7 +104,8 @@ def prepare_synthetic(
         raw = keep_raw or Path(temporary)
         if task == "classification":
             about |= {"source": "synthetic-cxr", "title": f"synthetic chest X-ray phantoms with {findings} findings"}
-            write_chest_xrays(raw, cases, 2 * size, seed, findings, progress=_bar("drawing chest X-rays"))
+            bar = _bar("drawing chest X-rays")
+            write_chest_xrays(raw, cases, 2 * size, seed, findings, images_per_patient, bar)
             return prepare_class_folders(raw, out, size, about=about, **options)
         about |= {"source": "synthetic-cardiac", "title": "synthetic cardiac CT phantoms"}
         write_cardiac_ct(raw, cases, seed, progress=_bar("drawing hearts"))
@@ -108,14 +113,18 @@ def prepare_synthetic(
         return prepare_cardiac("mmwhs", raw, out, settings, about=about, **options)
 
 
-def ensure(study: StudyConfig) -> PreparedDataset:
-    """Return a study's prepared set: the one at its data_dir or, if none is given, a synthetic one, made when missing."""
+def ensure(study: StudyConfig, **drawing: Any) -> PreparedDataset:
+    """Return a study's prepared set: the one at its data_dir or, if none is given, a synthetic one, made when missing.
+
+    `drawing`: more options of `prepare_synthetic`.
+    """
     out = study.prepared_dir
     if study.data_dir:
         return open_prepared(out, study.task)
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.parent / f".{study.task}.lock"):
-        return prepare_synthetic(study.task, out, study.synthetic_cases, study.size, findings=study.findings, overwrite=True)
+        drawing |= {"findings": study.findings, "overwrite": True}
+        return prepare_synthetic(study.task, out, study.synthetic_cases, study.size, **drawing)
 
 
 def _prepare_radiographs(

@@ -312,18 +312,23 @@ def _expose(rng: np.random.Generator, attenuation: np.ndarray, scanner: str) -> 
     return (grey * np.float32(255) + np.float32(0.5)).astype(np.uint8)
 
 
-def _first_case(seed: int, case: int) -> int:
-    """The case whose patient this one shows: itself, or the case before it in the class (never two steps back)."""
+def _first_case(seed: int, case: int, images_per_patient: int | None = None) -> int:
+    """The case whose patient this one shows: itself, or the case before it in the class (never two steps back).
+
+    With `images_per_patient`, that many cases of a class in a row show one patient.
+    """
+    if images_per_patient:
+        return case - len(CLASSES) * (case // len(CLASSES) % images_per_patient)
     before = case - len(CLASSES)
     repeat = before >= 0 and np.random.default_rng([seed, case]).random() < REPEAT_RATE
     return before if repeat and _first_case(seed, before) == before else case
 
 
 def render_case(
-    case: int, size: int = 299, seed: int = 0, findings: Findings = "mild"
+    case: int, size: int = 299, seed: int = 0, findings: Findings = "mild", images_per_patient: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, str, int]:
     """AccessibleFigure (size, size) uint8, lung mask (size, size) uint8 0/255, scanner, and the patient's first case."""
-    first = _first_case(seed, case)
+    first = _first_case(seed, case, images_per_patient)
     patient_rng, _ = np.random.default_rng([seed, first]).spawn(2)
     _, exposure_rng = np.random.default_rng([seed, case]).spawn(2)
     anatomy = _draw_anatomy(patient_rng)
@@ -337,12 +342,14 @@ def write_chest_xrays(
     size: int = 299,
     seed: int = 0,
     findings: Findings = "mild",
+    images_per_patient: int | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda it: it,
 ) -> None:
     """Write `n_cases` pictures and lung masks (8-bit PNG, size x size pixels) and manifest.csv under `folder`.
 
-    Case i (from 0) has class CLASSES[i % 4] and depends on (seed, i, size, findings) alone. About one patient in ten has two
-    images. `progress` wraps the iterable of case numbers (tqdm, for example).
+    Case i (from 0) has class CLASSES[i % 4] and depends on the other arguments alone. About one patient in ten has two
+    images, or each has `images_per_patient`: same anatomy, same finding, another exposure. `progress` wraps the iterable of
+    case numbers (tqdm, for example).
     """
     for name in CLASSES:
         for kind in ("images", "masks"):
@@ -351,7 +358,7 @@ def write_chest_xrays(
         manifest = csv.writer(stream, lineterminator="\n")
         manifest.writerow(["file", "class", "patient", "scanner"])
         for case in progress(range(n_cases)):
-            image, mask, scanner, first = render_case(case, size, seed, findings)
+            image, mask, scanner, first = render_case(case, size, seed, findings, images_per_patient)
             name = CLASSES[case % len(CLASSES)]
             file = f"{name}-{case // len(CLASSES) + 1}.png"
             Image.fromarray(image).save(Path(folder) / name / "images" / file)
