@@ -28,7 +28,7 @@ READER = 2
 """Raised when the same settings give other arrays: what an older reader prepared is then not up to date."""
 HASHES = ("sha256", "phash")
 OWN = {*ARRAYS, "cases.csv", "qc.csv", "duplicates.csv", "journal.jsonl", "manifest.json", "verified.json"}
-"""What a prepared set consists of (older ones have a journal and verified.json); a folder with anything else is never replaced."""
+"""What a prepared set consists of, older ones included; a folder with anything else is never replaced."""
 TABLE = re.compile(r"(manifest|meta)\.csv|(.*/)?dataset\.json|[^/]*\.metadata\.xlsx", re.IGNORECASE)
 """What adapters read to find the cases."""
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
