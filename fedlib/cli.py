@@ -1,4 +1,4 @@
-"""python -m fedlib: study, report, runs."""
+"""python -m fedlib: study, report, runs, course."""
 
 import sys
 from pathlib import Path
@@ -42,7 +42,11 @@ SET = (
     "fedlib/config.py lists and explains them all."
 )
 
+OutDir = Annotated[Path, typer.Option(help="Folder of the finished runs.", show_default="reports/quick")]
+
 app = typer.Typer(help=HELP, add_completion=False, pretty_exceptions_enable=False)
+course = typer.Typer(help="Hand out the notebooks without solutions; grade what students hand in.")
+app.add_typer(course, name="course")
 
 
 def _option(help: str, panel: str, **more: int) -> typer.models.OptionInfo:
@@ -123,6 +127,32 @@ def runs(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -> 
         status = run.status
         scores = [f"{name} {status['result'][name]:.3f}" for name in tasks.get(run.config.task).PRIMARY if run.done]
         typer.echo(f"{status['state']:8} {run.config.run_id}  {', '.join(scores) or status.get('error', '')}")
+
+
+@course.command()
+def handout(
+    to: Annotated[Path, typer.Option(help="A new folder.")],
+    out_dir: OutDir = ROOT / "reports" / "quick",
+) -> None:
+    """Write the notebooks without solutions, and a copy of the finished runs that they read."""
+    from fedlib.course.handout import hand_out
+
+    typer.echo(hand_out(to, out_dir))
+
+
+@course.command()
+def grade(
+    folder: Annotated[Path, typer.Argument(help="Holds a folder of notebooks, or a notebook, for each student.")],
+    out_dir: OutDir = ROOT / "reports" / "quick",
+    time_limit: Annotated[float, typer.Option(help="Seconds for a notebook.", min=1)] = 600,
+    to: Annotated[Path, typer.Option(help="The table, a CSV file.")] = Path("grades.csv"),
+) -> None:
+    """Execute each student's notebooks beside a copy of the finished runs; write a row for each exercise and prediction."""
+    from fedlib.course.grade import grade as grade_all
+
+    for line in grade_all(folder, out_dir, time_limit, to):
+        typer.echo(line)
+    typer.echo(f"Open {to}")
 
 
 def _setting(text: str) -> tuple[str, str]:

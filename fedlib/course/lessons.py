@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -31,6 +32,12 @@ class Round:
     start: Weights
     sent: list[Weights]
     cases: list[int]
+
+
+def beside(prediction: Any, result: Any) -> Any:
+    """Print a prediction above its result, and return the result for the notebook to show. None: nothing was predicted."""
+    print("Your prediction:", "none yet" if prediction is None else prediction)
+    return result
 
 
 def one_round(config: RunConfig, data: PreparedDataset) -> Round:

@@ -13,6 +13,8 @@ CLOSE, EXACT = 0.005, 0.0
 """Relative differences within which a number is right: of a measured value, and of a count."""
 TIE = 0.01
 """Measured values that differ by less have no order."""
+MIME_TYPE = "application/vnd.fedlib.feedback+json"
+"""Of feedback as a notebook stores it, so that it can be told from what a cell prints."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,9 @@ class Feedback:
     def __repr__(self) -> str:
         head = {True: "Right", False: "Not yet", None: "Not answered yet"}[self.right]
         return f"{head}: {' '.join(self.text.split())}"  # one line, whatever an answer puts into it
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        return {"text/plain": repr(self), MIME_TYPE: {"right": self.right, "text": self.text}}
 
 
 def check(function: Callable[..., Feedback]) -> Callable[..., Feedback]:
