@@ -8,6 +8,7 @@ import re
 import sys
 import tomllib
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -78,6 +79,15 @@ def test_files_that_the_readme_names_exist():
     made = ("reports/smoke", "reports/quick", "reports/paper", "reports/bench")  # by the commands
     expected = [path for path in (*links, *named) if not path.startswith(made)]
     assert [path for path in expected if not (ROOT / path).exists()] == []
+
+
+def test_accuracies_in_the_readme_are_those_of_the_stored_study():
+    table = pd.read_csv(ROOT / "reports" / "reference" / "quick-results.csv")
+    central, federated, local = (table[table["mode"] == mode]["accuracy"] for mode in ("centralized", "federated", "local"))
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"(accuracy {federated.min():.3f} to {federated.max():.3f}, and {central.max():.3f})" in text
+    eight = local[table["n_clients"] == 8].dropna()
+    assert f"local models fall to {eight.max():.2f} and {eight.min():.2f}" in text
 
 
 def test_make_targets_that_documents_and_containers_name_exist():
