@@ -43,12 +43,13 @@ def grade(folder: Path, out_dir: Path, time_limit: float, table: Path) -> Iterat
         raise UserError(f"{folder}: expected a folder of notebooks, or a notebook, for each student")
     rows, reference = [], stamps(out_dir)
     for student in students:
-        own = [(student.stem, *row) for row in grade_student(student, out_dir, time_limit)]
+        name = student.name.removesuffix(".ipynb")
+        own = [(name, *row) for row in grade_student(student, out_dir, time_limit)]
         rows += own
         write_atomically(table, pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False))
         if stamps(out_dir) != reference:
-            raise UserError(f"{out_dir}: changed by a notebook of {student.name}; restore it, then grade the others")
-        yield f"{student.stem}: {', '.join(f'{n} {result}' for result, n in Counter(row[3] for row in own).items())}"
+            raise UserError(f"{out_dir}: changed by a notebook of {name}; restore it, then grade the others")
+        yield f"{name}: {', '.join(f'{n} {result}' for result, n in Counter(row[3] for row in own).items())}"
 
 
 def grade_student(student: Path, out_dir: Path, time_limit: float) -> Iterator[tuple[str, ...]]:
@@ -59,15 +60,16 @@ def grade_student(student: Path, out_dir: Path, time_limit: float) -> Iterator[t
         shutil.copytree(student, own, True, dirs_exist_ok=True) if student.is_dir() else shutil.copy(student, own)
         found = [path for path in sorted(own.rglob("*.ipynb")) if ".ipynb_checkpoints" not in path.parts]
         for path, content in [(path, path.read_text("utf8", "replace")) for path in found]:  # at once: one may delete others
-            shutil.copytree(out_dir, runs, dirs_exist_ok=True)
             try:
+                shutil.copytree(out_dir, runs, dirs_exist_ok=True)
                 book, problems = execute(content, path.parent, runs, time_limit)
-            except Exception as error:  # it is no notebook, or did not begin
-                book, problems = nbformat.v4.new_notebook(), [f"could not be executed: {error}"]
+                rows = [*results(book)]
+            except Exception as error:  # whatever is handed in ends in a row
+                book, rows, problems = nbformat.v4.new_notebook(), [], [f"could not be graded: {error}"]
             if lost := stamps(out_dir).items() - stamps(runs).items():
                 problems.append(f"deleted or changed {len(lost)} files of its copy of the runs")
             whole = ("whole notebook", "failed" if problems else "ran", "; ".join(problems))
-            for row in (*results(book), whole):
+            for row in (*rows, whole):
                 yield path.relative_to(own).as_posix(), *row, *identity(book, runs)
 
 
@@ -90,7 +92,7 @@ def execute(content: str, cwd: Path, out_dir: Path, time_limit: float) -> tuple[
     nbformat.write(book, given)
     executed.unlink(missing_ok=True)
     cwd.mkdir(parents=True, exist_ok=True)  # an earlier notebook may have deleted it
-    options = ["--no-progress-bar", "--cwd", cwd, "-r", "out_dir", out_dir]
+    options = ["--kernel", "python3", "--language", "python", "--no-progress-bar", "--cwd", cwd, "-r", "out_dir", out_dir]
     command = [str(part) for part in (sys.executable, "-m", "papermill", given, executed, *options)]
     process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     problems = []
@@ -125,7 +127,7 @@ def results(book: NotebookNode) -> Iterator[tuple[str, str, str]]:
     for tag, original in expected.items() if expected.keys() & cells.keys() else ():
         cell = cells.get(tag, nbformat.v4.new_code_cell())
         check = original.source.splitlines()[-1]
-        found = [output.data[MIME_TYPE] for output in cell.outputs if MIME_TYPE in output.get("data", {})]
+        found = [output.data[MIME_TYPE] for output in cell.get("outputs", []) if MIME_TYPE in output.get("data", {})]
         if tag.startswith("prediction-"):
             written = cell.source.strip() not in ("", original.source.strip())
             yield tag, *(("to read", cell.source) if written else ("not answered", ""))
