@@ -20,7 +20,7 @@ import psutil
 from nbformat import NotebookNode
 
 from fedlib.config import StudyConfig, UserError
-from fedlib.course.exercises.feedback import MIME_TYPE
+from fedlib.course.feedback import MIME_TYPE
 from fedlib.course.handout import NOTEBOOKS, require_finished
 from fedlib.data.dataset import VERIFIED, open_prepared
 from fedlib.data.files import write_atomically

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from fedlib.config import UserError
-from fedlib.course.exercises.feedback import MIME_TYPE, Feedback
+from fedlib.course.feedback import MIME_TYPE, Feedback
 from fedlib.course.grade import RESULTS, asked, grade, results
 from fedlib.course.handout import hand_out
 from tests.helpers import python, snapshot
