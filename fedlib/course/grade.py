@@ -22,7 +22,7 @@ from nbformat import NotebookNode
 from fedlib.config import StudyConfig, UserError
 from fedlib.course.feedback import MIME_TYPE
 from fedlib.course.handout import NOTEBOOKS, require_finished
-from fedlib.data.dataset import VERIFIED, open_prepared
+from fedlib.data.dataset import open_prepared
 from fedlib.data.files import write_atomically
 from fedlib.training.run_store import RunStore
 
@@ -74,8 +74,8 @@ def grade_student(student: Path, out_dir: Path, time_limit: float) -> Iterator[t
 
 
 def stamps(out_dir: Path) -> dict[Path, tuple[int, int]]:
-    """Return size and time of change of each file of the runs and their data, without locks and caches."""
-    files = [path for part in ("runs", "data") for path in (out_dir / part).rglob("[!.]*") if path.name != VERIFIED]
+    """Return size and time of change of each file of the runs and their data, without locks."""
+    files = [path for part in ("runs", "data") for path in (out_dir / part).rglob("[!.]*")]
     return {path.relative_to(out_dir): (path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()}
 
 
