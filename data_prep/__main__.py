@@ -181,6 +181,18 @@ for name, text in CARDIAC_HELP.items():
     app.command(name, help=f"{text}\n\n{_defaults(sources.CARDIAC[name].DEFAULTS)}")(cardiac)
 
 
+@app.command("merge")
+def merge(
+    sets: Annotated[list[Path], typer.Argument(metavar="SET SET...", help="Prepared sets, named by their folders.")],
+    out: Out,
+    overwrite: Overwrite = False,
+) -> None:
+    """Put prepared sets of several hospitals or archives together, told apart by a column `source`."""
+    from data_prep.merge import merge as together
+
+    _report(together(sets, out, overwrite))
+
+
 @app.command("download")
 def download(
     source: str, to: Annotated[Path, Option(help="Folder to download into; what an earlier call left there is resumed.")]

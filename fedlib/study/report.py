@@ -3,7 +3,6 @@
 The index is a notebook too, with the tables and figures of notebook 04, made here and rendered like the others.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from fedlib import analysis, tasks
 from fedlib.config import RunConfig, StudyConfig, UserError
 from fedlib.data.files import write_atomically
 from fedlib.study.pages import render, render_notebook
+from fedlib.study.record import recall_studies
 from fedlib.training.run_store import Run, RunStore
 from fedlib.views import plots
 
@@ -44,7 +44,7 @@ def write_report(out_dir: Path) -> Path:
 
     Raises UserError when `out_dir` holds no study, or its study.json is damaged.
     """
-    for task in _known(out_dir):
+    for task in recall_studies(out_dir):
         for notebook in sorted((out_dir / task).glob("[0-9]*.ipynb")):
             render_notebook(notebook)
     return write_index(out_dir)
@@ -52,7 +52,7 @@ def write_report(out_dir: Path) -> Path:
 
 def write_index(out_dir: Path) -> Path:
     """Write index.html and results.csv from the run store alone; return the page's path."""
-    known, store = _known(out_dir), RunStore(out_dir)
+    known, store = recall_studies(out_dir), RunStore(out_dir)
     summary, details = [_text(INTRODUCTION)], [_text(READING)]
     for task in (task for task in tasks.TASKS if task in known):
         config = StudyConfig.make(**known[task]["study"] | {"out_dir": out_dir})
@@ -75,20 +75,6 @@ def write_index(out_dir: Path) -> Path:
 def missing_runs(out_dir: Path, study: StudyConfig, data_fingerprint: str) -> list[dict[str, str]]:
     """Return planned runs that are not done, or whose folder was damaged or edited: run_id and why."""
     return _intact(RunStore(out_dir), study.runs(data_fingerprint))[1]
-
-
-def _known(out_dir: Path) -> dict[str, Any]:
-    path = out_dir / "study.json"
-    if not path.exists():
-        raise UserError(f"{out_dir}: no study.json; expected a folder written by `python -m fedlib study`")
-    try:
-        known = json.loads(path.read_text())
-        for task in known:
-            StudyConfig.make(**known[task]["study"] | {"out_dir": out_dir})
-            _ = [known[task]["data"][name] for name in ("title", "synthetic", "fingerprint", "train", "val", "test")]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); the command that made the study writes it anew") from None
-    return known
 
 
 def _intact(store: RunStore, planned: list[RunConfig]) -> tuple[list[Run], list[dict[str, str]]]:

@@ -76,7 +76,7 @@ def score_cases(data: PreparedDataset, rows: list[int], logits: torch.Tensor, fi
     """A row per case: truth, prediction (class names), and the probability of each class."""
     probabilities = logits.float().softmax(1)
     names = data.classes
-    table = data.cases.iloc[rows][["case", "patient"]].reset_index(drop=True)
+    table = data.cases.iloc[rows].filter(["case", "patient", "source"]).reset_index(drop=True)
     table["truth"] = [names[label] for label in data.labels[rows]]
     table["prediction"] = [names[label] for label in probabilities.argmax(1).tolist()]
     columns = [f"p_{name}" for name in names]

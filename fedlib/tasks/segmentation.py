@@ -73,7 +73,7 @@ def score_cases(data: PreparedDataset, rows: list[int], logits: torch.Tensor, fi
     """
     labels = torch.from_numpy(data.labels[rows]).long().unsqueeze(1)  # (B, 1, X, Y, Z)
     predicted, n = logits.argmax(1, keepdim=True).cpu(), len(data.classes)
-    table = data.cases.iloc[rows][["case", "patient"]].reset_index(drop=True)
+    table = data.cases.iloc[rows].filter(["case", "patient", "source"]).reset_index(drop=True)
     scores = {"dice": _dice(predicted, labels, n)}
     if final:
         one_hots = one_hot(predicted, n), one_hot(labels, n)

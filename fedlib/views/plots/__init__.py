@@ -1,7 +1,7 @@
 """Figures of the notebooks and the report: of prepared sets (`images`) and of the run store (`results`)."""
 
 from fedlib.views.plots.figure import COLOURS, AccessibleFigure
-from fedlib.views.plots.images import contours, gallery, intensities, masks, partitions, rank_by_error, volumes
+from fedlib.views.plots.images import contours, gallery, intensities, masks, partitions, prediction, rank_by_error, volumes
 from fedlib.views.plots.results import (
     arm_name,
     client_scores,
@@ -26,6 +26,7 @@ __all__ = [
     "learning_curves",
     "masks",
     "partitions",
+    "prediction",
     "reliability",
     "client_scores",
     "communication",
