@@ -34,7 +34,7 @@ def singles(source: Path, task: str, choices: list[dict[str, Any]]) -> Iterator[
     are prepared whole. Raises UserError when `source` does not exist or is empty.
     """
     chosen = {row["setting"]: row["value"] for row in choices}
-    prepare = _volumes(chosen) if task == cardiac.TASK else _radiographs(chosen["size"])
+    prepare = _volumes(chosen) if task == "segmentation" else _radiographs(chosen["size"])
     with _files(source) as files:
         yield from files.unsafe.items()
         for name in files.stamps:
@@ -56,7 +56,7 @@ def _files(source: Path) -> AbstractContextManager[Files]:
 
 def _radiographs(size: int) -> Callable[[str, bytes], Single]:
     def prepare(name: str, content: bytes) -> Single:
-        grey, aspect = read_grey(name, content)
+        grey, aspect, *_ = read_grey(name, content)
         return Single(squared(grey, size, aspect)[np.newaxis])
 
     return prepare
@@ -75,9 +75,9 @@ def _volumes(chosen: dict[str, Any]) -> Callable[[str, bytes], Single]:
     def prepare(name: str, content: bytes) -> Single:
         volume = nifti.read(name, content)
         cardiac.check_finite(volume)
-        cardiac.check_memory(name, volume.shape * nifti.spacing(volume.affine), settings)
+        cardiac.check_memory(name, volume.stored.shape * nifti.spacing(volume.affine), settings)
         grey, *_ = cardiac.grey_values(volume, settings)
         grey = grey if whole else resampling.to_size(grey, settings.size)
-        return Single(np.rint(grey.numpy()).astype(np.uint8), grey.affine.numpy(), volume.shape, volume.affine)
+        return Single(np.rint(grey.numpy()).astype(np.uint8), grey.affine.numpy(), volume.stored.shape, volume.affine)
 
     return prepare

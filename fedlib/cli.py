@@ -1,4 +1,4 @@
-"""python -m fedlib: study, report, runs."""
+"""python -m fedlib: study, report, runs, predict, export, verify."""
 
 import sys
 from pathlib import Path
@@ -147,6 +147,35 @@ def predict(
     for problem in problems:
         typer.echo(f"not used: {problem}", err=True)
     if len(problems) == len(table):
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(help=RUN_FOLDER)],
+    to: Annotated[Path, typer.Option(help="New folder of the bundle.")],
+) -> None:
+    """Write a run's model as a MONAI bundle: weights, ONNX, inference config, and a model card of the run's own record."""
+    from fedlib.study.export import N_CHECKED
+    from fedlib.study.export import export as write_bundle
+
+    difference = write_bundle(run_folder, to)
+    typer.echo(f"{to}: ONNX differs from torch by at most {difference:.1e} in a probability, over {N_CHECKED} test cases")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder of a study.")],
+    run: Annotated[str | None, typer.Option(help="The run to train again (default: the shortest).")] = None,
+) -> None:
+    """Check every hash of a study, then train one run again and compare its weights. Exit code 1: something is wrong."""
+    from fedlib.study import archive
+
+    wrong, agreed = archive.verify(folder.absolute(), run)
+    for problem in wrong:
+        typer.echo(f"WRONG: {problem}", err=True)
+    typer.echo(agreed)
+    if wrong:
         raise typer.Exit(1)
 
 

@@ -13,6 +13,7 @@ DETAILS = ["how", "difference_how", "margin_note", "margin", "smallest_margin", 
 """Columns for those who compute with the table."""
 SIGNED = ("change", "paper_change", "difference_mean")
 FIRST = [
+    "source",
     "arm",
     "partition",
     "n_clients",

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fedlib.config import UserError
 from fedlib.data.dataset import PreparedDataset
 from fedlib.training.execution import load_model
-from fedlib.training.loop import deterministic_kernels, device, forward
+from fedlib.training.loop import device, forward
 from fedlib.training.run_store import Run
 from fedlib.views import plots
 
@@ -63,11 +63,10 @@ def write_predictions(run: Run, choices: list[dict[str, Any]], images: Iterable[
 def _probabilities(model: torch.nn.Module, data: PreparedDataset, run: Run, size: Any) -> np.ndarray:
     """Return the probabilities of the classes (C,) or structures (C, X, Y, Z); of a large volume part by part."""
     images, _ = data.load_batch(np.array([0]), device(), run.config.input_low)
-    with deterministic_kernels(run.config):
-        if run.config.task == "classification":
-            logits = forward(model, images, run.config)
-        else:
-            logits = sliding_window_inference(images, size, 1, lambda part: forward(model, part, run.config))
+    if run.config.task == "classification":
+        logits = forward(model, images, run.config)
+    else:
+        logits = sliding_window_inference(images, size, 1, lambda part: forward(model, part, run.config))
     return logits.softmax(1)[0].cpu().numpy()
 
 

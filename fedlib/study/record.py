@@ -9,7 +9,7 @@ from fedlib.data.dataset import PreparedDataset
 from fedlib.data.files import write_atomically
 from fedlib.training.run_store import Run
 
-KEPT = ("title", "synthetic", "choices", "counts", "splits")
+KEPT = ("title", "synthetic", "choices", "counts")
 """What is kept of a prepared set's manifest. `choices` says how an image of it was prepared."""
 
 

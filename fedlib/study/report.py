@@ -14,6 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from fedlib import analysis, tasks
 from fedlib.config import RunConfig, StudyConfig, UserError
 from fedlib.data.files import write_atomically
+from fedlib.study.archive import write_crate
 from fedlib.study.pages import render, render_notebook
 from fedlib.study.record import recall_studies
 from fedlib.training.run_store import Run, RunStore
@@ -36,6 +37,7 @@ FURTHER = {
     "What federation is worth: federated minus local-only": analysis.federated_vs_local,
     "What the partition does: each minus balanced, federated": analysis.partition_effect,
     "Trend over the number of clients, federated": analysis.client_trend,
+    "Each source of the set alone": analysis.by_source,
 }
 
 
@@ -51,7 +53,7 @@ def write_report(out_dir: Path) -> Path:
 
 
 def write_index(out_dir: Path) -> Path:
-    """Write index.html and results.csv from the run store alone; return the page's path."""
+    """Write index.html, results.csv and the RO-Crate from the run store alone; return the page's path."""
     known, store = recall_studies(out_dir), RunStore(out_dir)
     summary, details = [_text(INTRODUCTION)], [_text(READING)]
     for task in (task for task in tasks.TASKS if task in known):
@@ -69,6 +71,7 @@ def write_index(out_dir: Path) -> Path:
     intact, _ = analysis.check_integrity([run for run in store.all() if run.done])
     write_atomically(out_dir / "results.csv", store.results(intact).to_csv(index=False))
     write_atomically(out_dir / "index.html", render(new_notebook(cells=summary + details)))
+    write_crate(out_dir, intact)
     return out_dir / "index.html"
 
 

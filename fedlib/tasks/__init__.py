@@ -1,7 +1,8 @@
 """The two tasks of the study. Each module exports the same names, so that everything above is one loop over them.
 
-METRICS, PRIMARY, TRAINING_METRIC, PAPER, ABOUT, SIMILAR; build_model, loss_function, augment, training_metric, score_cases,
-patient_scores, summarize. A score is a mean over patients, everywhere: a patient's cases are averaged first.
+METRICS, PRIMARY, TRAINING_METRIC, PAPER, ABOUT, SIMILAR, NETWORK; network_arguments, build_model, loss_function, augment,
+training_metric, score_cases, patient_scores, summarize. A score is a mean over patients, everywhere: a patient's cases are
+averaged first.
 """
 
 from types import ModuleType
