@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ LARGEST_DIFFERENCE = 1e-3
 def export(folder: Path, to: Path) -> float:
     """Write a run's model as a MONAI bundle to `to`; return the largest difference of a probability from torch to ONNX.
 
-    Raises UserError when `to` is not empty, the run has GroupNorm, its prepared set is not there, or ONNX differs.
+    Raises UserError when `to` is not empty, the run has GroupNorm, its prepared set or the extra `export` is not there, or
+    ONNX differs.
     """
+    if not all(map(find_spec, ("onnx", "onnxruntime"))):
+        raise UserError("export needs onnx and onnxruntime; expected pip install -e '.[export]'")
     run, study, _ = open_run(folder)
     if run.config.batch_norm == "group":
         raise UserError(f"{folder}: batch_norm = 'group'; MONAI's ResNet has no such layers, so no bundle can name it")
@@ -50,7 +54,7 @@ def export(folder: Path, to: Path) -> float:
 @torch.inference_mode()
 def _write_onnx(model: torch.nn.Module, images: torch.Tensor, to: Path) -> float:
     """Write model.onnx; return the largest difference of a probability over these cases, by onnxruntime."""
-    import onnxruntime  # here: needs the extra `export`
+    import onnxruntime  # here: of the extra `export`
 
     path, names = to / "models" / "model.onnx", {"input_names": ["image"], "output_names": ["pred"]}
     axes = {"image": {0: "batch"}, "pred": {0: "batch"}}

@@ -1,22 +1,27 @@
 """What a study is used for afterwards: predict new images, export the model, verify the folder; through the command line."""
 
+import json
 import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
+import onnxruntime
 import pandas as pd
 import pytest
 import torch
+from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
 from monai.data import MetaTensor
 from monai.transforms import SpatialResample
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.processing import resample_to_output
 from PIL import Image
+from rocrate.rocrate import ROCrate
 
 from data_prep.single import singles
 from data_prep.sources import prepare_synthetic
 from fedlib.config import StudyConfig
-from fedlib.study import experiment
+from fedlib.study import archive, experiment
 from fedlib.study.record import remember_study
 from fedlib.study.report import write_index
 from fedlib.training.execution import load_model
@@ -120,8 +125,145 @@ def test_a_volume_in_any_orientation_comes_back_on_its_own_grid(study, tmp_path)
         place = {"dst_affine": torch.from_numpy(volume.affine), "spatial_size": volume.shape}
         expected = SpatialResample(mode="bilinear", padding_mode="zeros", align_corners=False)(own, **place).argmax(0)
         found = np.asarray(labels.dataobj)
-        print(name, dice(found, expected.numpy()))
         assert min(dice(found, expected.numpy())) >= 0.98
         ml = [(found == n).sum() * np.prod(labels.header.get_zooms()) / 1000 for n in (1, 2)]
         np.testing.assert_allclose(table.loc[name, ["LV_ml", "Myo_ml"]].astype(float), ml, atol=0.01)
     assert "no NIfTI" in table["problem"]["broken.nii.gz"]
+
+
+@pytest.fixture(scope="module")
+def bundles(study, tmp_path_factory):
+    """The bundle of each task's centralized run, by the command; and what it says."""
+    made = {}
+    for task in TASKS:
+        to = tmp_path_factory.mktemp("bundles") / task
+        done = python("-m", "fedlib", "export", study.runs[task, "centralized"].folder, "--to", to)
+        assert done.returncode == 0, done.stderr
+        made[task] = to, done.stdout
+    return made
+
+
+TENSOR = ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range"]
+REQUIRED = "schema version monai_version pytorch_version numpy_version required_packages_version task description authors"
+SCHEMA = {
+    "type": "object",
+    "required": [*REQUIRED.split(), "copyright", "network_data_format"],
+    "properties": {
+        "network_data_format": {
+            "required": ["inputs", "outputs"],
+            "additionalProperties": {"additionalProperties": {"type": "object", "required": TENSOR}},
+        }
+    },
+}
+"""What MONAI's specification of bundles demands of metadata.json; its own file of it is on a network."""
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_onnx_gives_the_probabilities_of_torch(study, bundles, task):
+    run, data = study.runs[task, "centralized"], study.data[task]
+    to, said = bundles[task]
+    images, _ = data.load_batch(data.split("test")[:3], low=run.config.input_low)
+    (found,) = onnxruntime.InferenceSession(to / "models" / "model.onnx").run(None, {"image": images.numpy()})
+    with torch.inference_mode():
+        expected = forward(load_model(run, data).eval(), images, run.config)
+    np.testing.assert_allclose(torch.from_numpy(found).softmax(1), expected.softmax(1), atol=1e-4)
+    assert float(said.split("at most ")[1].split()[0]) < 1e-4
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_bundle_passes_monais_own_checks(bundles, tmp_path, task):
+    configs = bundles[task][0] / "configs"
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    verify_metadata(meta_file=str(configs / "metadata.json"), filepath=tmp_path / "schema.json")
+    files = {"meta_file": str(configs / "metadata.json"), "config_file": str(configs / "inference.json")}
+    verify_net_in_out("network_def", device="cpu", **files)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_bundles_config_predicts_what_the_run_predicts(study, bundles, tmp_path, task):
+    data, row = study.data[task], int(study.data[task].split("test")[0])
+    raw = study.raw / task / data.cases["file"][row]
+    table, _ = study.predict(task, raw, tmp_path / "out")
+    parser = ConfigParser(json.loads((bundles[task][0] / "configs" / "inference.json").read_text()))
+    parser.update({"bundle_root": str(bundles[task][0]), "files": [{"image": str(raw)}]})
+    parser.get_parsed_content("initialize")
+    case = parser.get_parsed_content("dataset")[0]
+    with torch.inference_mode():
+        network = parser.get_parsed_content("network").eval()
+        case["pred"] = parser.get_parsed_content("inferer")(case["image"][None], network)[0]
+    steps = parser.get_parsed_content("postprocessing").transforms[:-1]  # the last one writes a file
+    for step in steps:
+        case = step(case)
+    if task == "classification":
+        np.testing.assert_allclose(case["pred"], table[[f"p_{name}" for name in data.classes]].iloc[0], atol=1e-5)
+    else:
+        labels = nib.load(tmp_path / "out" / table["labels"][0])
+        assert min(dice(case["pred"][0].numpy(), np.asarray(labels.dataobj))) >= 0.98
+
+
+def test_the_model_card_says_what_the_run_recorded(study, bundles):
+    run, cards = study.runs["classification", "centralized"], {}
+    for task in TASKS:
+        cards[task] = (bundles[task][0] / "docs" / "README.md").read_text()
+        for words in ("Research and teaching only", "split by patient", "95% intervals", "CLAIM", "Where it fails"):
+            assert words in cards[task]
+        assert "{{" not in cards[task]
+    for words in (run.result["weights_sha256"], run.config.data_fingerprint, "COVID", f"{run.result['accuracy']:.3f}"):
+        assert words in cards["classification"]
+    assert "missed in" in cards["segmentation"]
+
+
+def test_what_cannot_be_exported_or_predicted_is_one_line(study, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    run, raw = study.runs["classification", "centralized"].folder, study.raw / "classification"
+    refused = {
+        ("predict", run, "--input", raw, "--out", tmp_path / "full"): "is not empty",
+        ("predict", run, "--input", tmp_path / "nothing", "--out", tmp_path / "out"): "does not exist",
+        ("predict", tmp_path, "--input", raw, "--out", tmp_path / "out"): "no status.json",
+        ("export", run, "--to", tmp_path / "full"): "is not empty",
+        ("verify", tmp_path): "no finished run",
+        ("verify", study.out, "--run", "run-7"): "run-7",
+    }
+    for command, words in refused.items():
+        done = python("-m", "fedlib", *command)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert words in done.stderr
+
+
+def test_verify_trains_the_shortest_run_again_and_finds_the_same_weights(study):
+    done = python("-m", "fedlib", "verify", study.out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "3 of 3 runs are as they were recorded" in done.stdout
+    assert "has the same weights to the bit" in done.stdout
+
+
+def test_verify_names_what_was_edited_and_says_why_weights_may_differ(study, tmp_path, monkeypatch):
+    copy = shutil.copytree(study.out, tmp_path / "copy")
+    (run,) = [run for run in RunStore(copy).all() if run.config.mode == "federated"]
+    (copy / "results.csv").write_text("edited")
+    (run.folder / "weights.safetensors").write_bytes(b"cut")
+    other = replace(study.runs["classification", "centralized"])
+    vars(other)["result"] = other.result | {"weights_sha256": "f" * 64}
+    monkeypatch.setattr(archive, "_train_again", lambda run, data: (other, False))
+    wrong, agreed = archive.verify(copy)
+    assert sorted(problem.split(":")[0].rpartition("/")[2] for problem in wrong) == [
+        "results.csv", "weights.safetensors", "weights.safetensors"]  # fmt: skip
+    assert "may: sums run in another order" in agreed
+    monkeypatch.setattr(archive, "_train_again", lambda run, data: (other, True))
+    assert "under the same recorded conditions" in archive.verify(copy)[0][-1]
+
+
+def test_the_crate_says_who_made_what_from_what(study):
+    crate = ROCrate(study.out)
+    assert crate.root_dataset["datePublished"]
+    actions = [entity for entity in crate.contextual_entities if entity.type == "CreateAction"]
+    assert len(actions) == 3
+    for action in actions:
+        run = next(run for run in study.runs.values() if action.id.endswith(run.folder.name))
+        (result,), (data,) = action["result"], action["object"]
+        assert result["identifier"] == run.result["weights_sha256"]
+        assert data["identifier"] == run.config.data_fingerprint
+        assert action["instrument"]["softwareVersion"] == run.provenance["commit"]
+    for entity in crate.data_entities:
+        assert (study.out / entity.id).exists()
