@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import mimetypes
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,31 +29,34 @@ def write_crate(out_dir: Path, runs: list[Run]) -> None:
     from rocrate.model.contextentity import ContextEntity  # here: half a second
     from rocrate.rocrate import ROCrate
 
-    crate = ROCrate()
+    crate = ROCrate(version="1.1")  # which archives read
     crate.name = "Federated against centralized learning on medical images"
     crate.description = "A study by fedlib: every trained run with its record, and the report. Research only."
-    crate.root_dataset["datePublished"] = max((run.status["since"] for run in runs), default="")
-    sources = {}
+    crate.root_dataset["datePublished"] = max([run.status["since"] for run in runs] or [crate.datePublished])
+    rights = {"@type": "CreativeWork", "name": "Not stated: add a licence and the authors before you publish"}
+    crate.license, sources = crate.add(ContextEntity(crate, "#rights", properties=rights)), {}
+
+    def add_file(name: str, sha256: str) -> Any:
+        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        return crate.add_file(out_dir / name, name, properties={"name": name, "sha256": sha256, "encodingFormat": kind})
+
     for task, known in recall_studies(out_dir).items():
         about = {"@type": "Dataset", "name": known["data"]["title"], "identifier": known["data"]["fingerprint"]}
         about["description"] = f"The prepared set for {task}; its images are not part of this crate."
         sources[task] = crate.add(ContextEntity(crate, f"#data-{task}", properties=about))
     for name in ("index.html", "results.csv", "study.json"):
-        crate.add_file(out_dir / name, name, properties={"name": name, "sha256": file_sha256(out_dir / name)})
+        add_file(name, file_sha256(out_dir / name))
     for run in runs:
         place, made = f"runs/{run.folder.name}", run.provenance
         software = {"@type": "SoftwareApplication", "name": "fedlib", "softwareVersion": made["commit"]}
         software["softwareRequirements"] = [f"{name} {version}" for name, version in made["versions"].items()]
-        files = [
-            crate.add_file(out_dir / place / name, f"{place}/{name}", properties={"name": name, "sha256": sha256})
-            for name, sha256 in run.status["files"].items()
-        ]
+        files = [add_file(f"{place}/{name}", sha256) for name, sha256 in run.status["files"].items()]
         folder = {"name": analysis.arm_name(run.config), "identifier": run.result["weights_sha256"], "hasPart": files}
         crate.add_action(
             crate.add(ContextEntity(crate, f"#fedlib-{made['commit']}", properties=software)),
             f"#train-{run.folder.name}",
-            object=[sources[run.config.task]] if run.config.task in sources else [],
-            result=[crate.add_dataset(out_dir / place, place, properties=folder)],
+            object=sources.get(run.config.task),
+            result=crate.add_dataset(out_dir / place, place, properties=folder),
             properties={"name": f"training of {run.folder.name}", "endTime": run.status["since"],
                         "description": f"seed {made['seed']} on {made['device']}, {made['threads']} threads"},
         )  # fmt: skip

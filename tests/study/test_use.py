@@ -261,7 +261,7 @@ def test_the_crate_says_who_made_what_from_what(study):
     assert len(actions) == 3
     for action in actions:
         run = next(run for run in study.runs.values() if action.id.endswith(run.folder.name))
-        (result,), (data,) = action["result"], action["object"]
+        result, data = action["result"], action["object"]
         assert result["identifier"] == run.result["weights_sha256"]
         assert data["identifier"] == run.config.data_fingerprint
         assert action["instrument"]["softwareVersion"] == run.provenance["commit"]
