@@ -24,12 +24,12 @@ from data_prep.files import Files, cleaned, natural_key
 from data_prep.splits import FRACTIONS, assign_splits, choices
 from data_prep.writer import JOURNAL, PreparedWriter
 from fedlib.config import UserError
-from fedlib.data.dataset import ARRAYS, VERIFIED, PreparedDataset, open_prepared
+from fedlib.data.dataset import ARRAYS, PreparedDataset, open_prepared
 
 READER = 2
 """Raised when the same settings give other arrays: what an older reader prepared is then read again."""
 HASHES = ("sha256", "phash")
-OWN = {*ARRAYS, "cases.csv", "qc.csv", "duplicates.csv", JOURNAL, "manifest.json", VERIFIED}
+OWN = {*ARRAYS, "cases.csv", "qc.csv", "duplicates.csv", JOURNAL, "manifest.json", "verified.json"}
 """What a prepared set consists of; a folder with anything else is never replaced."""
 TABLE = re.compile(r"(manifest|meta)\.csv|(.*/)?dataset\.json|[^/]*\.metadata\.xlsx", re.IGNORECASE)
 """What adapters read to find the cases."""

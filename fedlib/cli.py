@@ -2,12 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import click
 import typer
 
-from fedlib.config import ROOT, ProfileName, Strategy, StudyConfig, Task, UserError
+from fedlib.config import ROOT, TASKS, ProfileName, StudyConfig, Task, UserError
 
 HELP = """Compare federated with centralized training on medical images: run a study, read the result.
 
@@ -26,17 +26,6 @@ EXECUTOR = (
     "project at the same commit, and see --data and --out under the same paths."
 )
 ADDRESS = "HOST:PORT of the Ray cluster; this machine is one of its nodes (default: RAY_ADDRESS)."
-PARTITIONS = (
-    "Who holds which case, several with commas. balanced: equal shares; unbalanced: a random share of every class; "
-    "quantity_skew: the first client holds several times the last; label_skew: classes in different proportions; "
-    "missing_classes: each client lacks one or two; by_group: whole groups, such as hospitals."
-)
-ALPHA = "label_skew: 100 spreads a class nearly evenly over the clients, 0.1 leaves most of it at one (default: 0.5)."
-GROUP_COLUMN = "by_group: the column of cases.csv that names the group, such as hospital."
-STRATEGY = f"How the server aggregates: {', '.join(Strategy.__args__)}."
-QUORUM = "Share of a round's clients that must send a valid reply (default: 1, a single failure stops the run)."
-MARGIN = "Largest loss of {} against centralized training that counts as no worse (default: {})."
-SIGNIFICANCE = "Level of the verdicts and of the intervals (default: 0.05)."
 SET = (
     "Any other setting, repeatable: batch_norm=local (FedBN), privacy=central, precision=bf16, width=32, ... "
     "fedlib/config.py lists and explains them all."
@@ -46,38 +35,46 @@ RUN_FOLDER = "Folder of a run, as in STUDY/runs/RUN_ID."
 app = typer.Typer(help=HELP, add_completion=False, pretty_exceptions_enable=False)
 
 
-def _option(help: str, panel: str, **more: int) -> typer.models.OptionInfo:
+def _option(help: str, panel: str = RUNTIME, **more: int) -> typer.models.OptionInfo:
     return typer.Option(help=help, rich_help_panel=panel, **more)
+
+
+def _config_option(name: str, panel: str) -> Any:
+    """Return the type of an option that passes a setting on as text: config.py checks and explains it."""
+    field = StudyConfig.model_fields[name]
+    names = f" One of {', '.join(get_args(field.annotation))}." if get_origin(field.annotation) is Literal else ""
+    default = "the profile's" if field.is_required() else field.default or "none"
+    return Annotated[str | None, _option(f"{field.description}{names} (default: {default})", panel)]
 
 
 @app.command()
 def study(
     context: typer.Context,
-    profile: Annotated[ProfileName, _option(PROFILE, RUNTIME)] = "quick",
-    task: Annotated[Literal[Task, "all"], _option("One of the two tasks, or both.", RUNTIME)] = "all",
-    data: Annotated[Path | None, _option(DATA, RUNTIME)] = None,
-    out: Annotated[Path | None, _option("Folder of the results (default: reports/PROFILE).", RUNTIME)] = None,
-    jobs: Annotated[int, _option(JOBS, RUNTIME, min=1)] = 1,
-    executor: Annotated[Literal["local", "ray"], _option(EXECUTOR, RUNTIME)] = "local",
-    address: Annotated[str | None, _option(ADDRESS, RUNTIME)] = None,
+    profile: Annotated[ProfileName, _option(PROFILE)] = "quick",
+    task: Annotated[Literal[Task, "all"], _option("One of the tasks, or all of them.")] = "all",
+    data: Annotated[Path | None, _option(DATA)] = None,
+    out: Annotated[Path | None, _option("Folder of the results (default: reports/PROFILE).")] = None,
+    jobs: Annotated[int, _option(JOBS, min=1)] = 1,
+    executor: Annotated[Literal["local", "ray"], _option(EXECUTOR)] = "local",
+    address: Annotated[str | None, _option(ADDRESS)] = None,
     seeds: Annotated[int, _option("Repeat every run with seeds 1 to N.", GRID, min=1)] = 1,
-    client_counts: Annotated[str | None, _option("Numbers of clients, as in 2,4.", GRID)] = None,
-    partitions: Annotated[str | None, _option(PARTITIONS, GRID)] = None,
-    alpha: Annotated[float | None, _option(ALPHA, GRID)] = None,
-    group_column: Annotated[str | None, _option(GROUP_COLUMN, GRID)] = None,
-    rounds: Annotated[int | None, _option("Federated rounds.", TRAINING)] = None,
-    local_epochs: Annotated[int | None, _option("Epochs at each client in each round.", TRAINING)] = None,
-    batch_size: Annotated[int | None, _option("Cases per step.", TRAINING)] = None,
-    learning_rate: Annotated[float | None, _option("Peak learning rate.", TRAINING)] = None,
-    strategy: Annotated[str | None, _option(STRATEGY, TRAINING)] = None,
-    quorum: Annotated[float | None, _option(QUORUM, TRAINING)] = None,
+    client_counts: _config_option("client_counts", GRID) = None,
+    partitions: _config_option("partitions", GRID) = None,
+    alpha: _config_option("alpha", GRID) = None,
+    group_column: _config_option("group_column", GRID) = None,
+    rounds: _config_option("rounds", TRAINING) = None,
+    local_epochs: _config_option("local_epochs", TRAINING) = None,
+    batch_size: _config_option("batch_size", TRAINING) = None,
+    learning_rate: _config_option("learning_rate", TRAINING) = None,
+    strategy: _config_option("strategy", TRAINING) = None,
+    quorum: _config_option("quorum", TRAINING) = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=SET, rich_help_panel=TRAINING)
     ] = None,
-    margin_accuracy: Annotated[float | None, _option(MARGIN.format("accuracy", 0.05), ANALYSIS)] = None,
-    margin_sensitivity: Annotated[float | None, _option(MARGIN.format("macro sensitivity", 0.05), ANALYSIS)] = None,
-    margin_dice: Annotated[float | None, _option(MARGIN.format("DSC", 0.02), ANALYSIS)] = None,
-    significance: Annotated[float | None, _option(SIGNIFICANCE, ANALYSIS)] = None,
+    margin_accuracy: _config_option("margin_accuracy", ANALYSIS) = None,
+    margin_sensitivity: _config_option("margin_sensitivity", ANALYSIS) = None,
+    margin_dice: _config_option("margin_dice", ANALYSIS) = None,
+    significance: _config_option("significance", ANALYSIS) = None,
 ) -> None:
     """Run all notebooks of a study and write index.html. Interrupted, the same command resumes it.
 
@@ -88,7 +85,7 @@ def study(
     given = {name: value for name, value in context.params.items() if name in StudyConfig.model_fields}
     given |= dict(map(_setting, settings or []))
     given |= {"data_dir": data, "out_dir": out, "seeds": list(range(1, seeds + 1))}
-    studies = [StudyConfig.make(**given | {"task": name}) for name in (Task.__args__ if task == "all" else [task])]
+    studies = [StudyConfig.make(**given | {"task": name}) for name in (TASKS if task == "all" else [task])]
     from fedlib.study.runner import run_study  # here: --help and a refusal must not wait for torch
 
     try:

@@ -6,19 +6,22 @@
 
 import ast
 import difflib
+import functools
 import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 ROOT = Path(__file__).resolve().parent.parent
-PROFILES = Path(__file__).resolve().parent / "profiles"
+TASK_FOLDER = Path(__file__).resolve().parent / "tasks"
+TASKS = tuple(sorted(path.stem for path in TASK_FOLDER.glob("*.yaml")))
+"""A task is a module and a table of values beside it, NAME.py and NAME.yaml in fedlib/tasks."""
 
-Task = Literal["classification", "segmentation"]
+Task = Literal[TASKS]
 Mode = Literal["centralized", "local", "federated"]
 Partition = Literal["balanced", "unbalanced", "quantity_skew", "label_skew", "missing_classes", "by_group"]
 Strategy = Literal[
@@ -57,13 +60,14 @@ def _listed(value: Any) -> Any:
 
 
 Positive = Annotated[int, Field(ge=1)]
-Counts = Annotated[tuple[Positive, ...], BeforeValidator(_listed), Field(min_length=1)]
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_listed), Field(min_length=1)]
-Partitions = Annotated[tuple[Partition, ...], BeforeValidator(_listed), Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0)]
+Folder = Annotated[Path, AfterValidator(Path.absolute)]
+T = TypeVar("T")
+Listed = Annotated[tuple[T, ...], BeforeValidator(_listed), Field(min_length=1)]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True)
 
 
 class TrainingConfig(_Frozen):
@@ -74,6 +78,7 @@ class TrainingConfig(_Frozen):
     local_epochs: Positive
     """Epochs over a client's own cases in each round."""
     batch_size: Positive
+    """Cases of an optimizer step."""
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     """Peak of the optimizer's learning rate."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -103,11 +108,11 @@ class PartitionConfig(_Frozen):
     """What single partitions need to know besides the number of clients."""
 
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 0.5
-    """label_skew: parameter of the Dirichlet draws; small: a class is at few clients; large: spread evenly (*chosen*)."""
+    """label_skew: parameter of the Dirichlet draws. 0.1 leaves most of a class at one client, 100 spreads it evenly."""
     n_missing: Literal[1, 2] = 2
     """missing_classes: classes that each client lacks."""
     group_column: str = ""
-    """by_group: the column of cases.csv, such as hospital, whose values are dealt whole."""
+    """by_group: the column of cases.csv that names the group, such as hospital."""
 
 
 class FederationConfig(_Frozen):
@@ -148,17 +153,16 @@ class AnalysisConfig(_Frozen):
     """
 
     margin_accuracy: Margin = 0.05
-    """Loss that one would put up with, five more wrong in a hundred patients: a usual bound in studies of diagnosis."""
+    """Largest loss of accuracy against centralized training that counts as no worse."""  # a usual bound in diagnosis
     margin_sensitivity: Margin = 0.05
-    """The same for a class: five more missed in a hundred of its patients, on average over the classes."""
+    """The same for macro sensitivity."""
     margin_dice: Margin = 0.02
-    """In DSC, for LV and for Myo alike. The paper's own differences lie between 0.003 and 0.014: a margin below them could
-    not be met by a result like the paper's, one far above would call a visible loss of overlap no loss."""
+    """The same for DSC, of each structure."""  # the paper's own differences lie between 0.003 and 0.014
     significance: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """The intervals are two-sided at level 1 - 0.05 = 95% and decide every verdict, so each one-sided test has 2.5%."""
+    """Level of the verdicts: they rest on two-sided intervals at 1 - significance, so each one-sided test has half of it."""
 
     def margin(self, metric: str) -> float:
-        """The margin of a primary endpoint: `dice_LV` and `dice_Myo` share `margin_dice`."""
+        """Return the margin of a primary endpoint: `dice_LV` and `dice_Myo` share `margin_dice`."""
         return getattr(self, f"margin_{metric.partition('_')[0]}")
 
     @property
@@ -175,7 +179,7 @@ class RunConfig(TrainingConfig, PartitionConfig, FederationConfig, AnalysisConfi
     n_clients: Positive = 1
     partition: Partition | Literal["none"] = "none"
     strategy: Strategy | Literal["none"] = "none"
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
     data_fingerprint: str
     """The fingerprint of the prepared set: another data set is another run."""
     recipe: int = RECIPE
@@ -222,12 +226,16 @@ def precision_note(precision: Precision) -> str:
 
 
 class TaskProfile(TrainingConfig):
-    """The sizes that go together for one task: training, the grid of runs, and the synthetic set they suit."""
+    """The sizes that go together, a table of a task's YAML: training, the grid of runs, and the synthetic set they suit."""
 
     precision: Precision | Literal["auto"]
     """auto: what the machine that plans the runs computes fastest, `native_precision`; a run says which it was."""
-    client_counts: Counts
-    partitions: Partitions
+    client_counts: Listed[Positive]
+    """Numbers of clients, as in 2,4."""
+    partitions: Listed[Partition]
+    """Who holds which case, several with commas. balanced: equal shares; unbalanced: a random share of every class;
+    quantity_skew: the first client holds several times the last; label_skew: classes in different proportions;
+    missing_classes: each client lacks one or two; by_group: whole groups, such as hospitals."""
     synthetic_cases: Positive
     """Cases of the synthetic set, made when no `data_dir` is given."""
     size: Positive
@@ -242,10 +250,11 @@ class StudyConfig(TaskProfile, PartitionConfig, FederationConfig, AnalysisConfig
     task: Task = "classification"
     profile: ProfileName = "quick"
     strategy: Strategy = "fedavg"
-    seeds: Seeds = Field((1,), alias="seed")
-    data_dir: Path | None = None
+    """How the server aggregates."""
+    seeds: Listed[Seed] = Field((1,), alias="seed")
+    data_dir: Folder | None = None
     """A prepared set, or a folder that holds one per task; None: the synthetic set under out_dir."""
-    out_dir: Path
+    out_dir: Folder
 
     @classmethod
     def make(cls, **parameters: Any) -> "StudyConfig":
@@ -256,37 +265,35 @@ class StudyConfig(TaskProfile, PartitionConfig, FederationConfig, AnalysisConfig
         given = {name: value for name, value in parameters.items() if value is not None}
         profile, task = given.get("profile", "quick"), given.get("task", "classification")
         defaults: dict[str, Any] = {"out_dir": ROOT / "reports" / str(profile)}
-        if profile in ProfileName.__args__ and task in Task.__args__:
-            defaults |= load_profile(profile)[task].model_dump()
+        if profile in ProfileName.__args__ and task in TASKS:
+            defaults |= task_values(task)[profile]
         study = validated(cls, defaults | given)
         study.check_compatibility()
-        absolute = {name: path.absolute() for name in ("out_dir", "data_dir") if (path := getattr(study, name))}
-        return study.model_copy(update=absolute)
+        return study
 
     def check_compatibility(self) -> None:
         """Raise UserError when settings do not go together, before anything is trained."""
-        fewest = min(math.ceil(self.quorum * self.clients_per_round(n_clients)) for n_clients in self.client_counts)
-        if self.strategy == "krum" and fewest < KRUM_CLIENTS:
-            raise UserError(
-                f"client_counts = {min(self.client_counts)}: strategy krum needs {KRUM_CLIENTS} replies in a round to bear "
-                f"one bad client, fraction_train and quorum guarantee {fewest}; expected at least {KRUM_CLIENTS}"
-            )
-        if self.task == "segmentation" and self.batch_norm != "average":
-            found = f"batch_norm = {self.batch_norm!r}: the 3D U-Net has instance normalisation, no BatchNorm"
-            raise UserError(f"{found}; expected 'average' for segmentation")
-        if self.is_personalized and self.fraction_train < 1:
-            found = f"fraction_train = {self.fraction_train}: a client that never trained would have no BatchNorm of its own"
-            raise UserError(f"{found}; expected 1 with batch_norm = 'local'")
-        if self.privacy == "none":
-            return
-        if self.task == "classification" and self.batch_norm != "group":
-            found = f"batch_norm = {self.batch_norm!r}: statistics of BatchNorm would leave a client without noise"
-            raise UserError(f"{found}; expected 'group' with privacy = {self.privacy!r}")
-        if self.strategy != "fedavg":
-            raise UserError(f"strategy = {self.strategy!r}: expected 'fedavg' with privacy = {self.privacy!r}")
-        if self.quorum < 1:
-            found = f"quorum = {self.quorum}: fewer clients than planned change what the noise protects"
-            raise UserError(f"{found}; expected 1 with privacy = {self.privacy!r}")
+        replies = min(math.ceil(self.quorum * self.clients_per_round(n_clients)) for n_clients in self.client_counts)
+        has_batch_norm, norm = task_values(self.task)["has_batch_norm"], f"batch_norm = {self.batch_norm!r}"
+        private, privacy = self.privacy != "none", f"with privacy = {self.privacy!r}"
+        refusals = [
+            (self.strategy == "krum" and replies < KRUM_CLIENTS,
+             f"client_counts = {min(self.client_counts)}: strategy krum needs {KRUM_CLIENTS} replies in a round to bear one "
+             f"bad client, fraction_train and quorum guarantee {replies}; expected at least {KRUM_CLIENTS}"),
+            (not has_batch_norm and self.batch_norm != "average",
+             f"{norm}: the model for {self.task} has no BatchNorm; expected 'average'"),
+            (self.is_personalized and self.fraction_train < 1,
+             f"fraction_train = {self.fraction_train}: a client that never trained would have no BatchNorm of its own; "
+             "expected 1 with batch_norm = 'local'"),
+            (private and has_batch_norm and self.batch_norm != "group",
+             f"{norm}: statistics of BatchNorm would leave a client without noise; expected 'group' {privacy}"),
+            (private and self.strategy != "fedavg", f"strategy = {self.strategy!r}: expected 'fedavg' {privacy}"),
+            (private and self.quorum < 1,
+             f"quorum = {self.quorum}: fewer clients than planned change what the noise protects; expected 1 {privacy}"),
+        ]  # fmt: skip
+        for refused, reason in refusals:
+            if refused:
+                raise UserError(reason)
 
     @classmethod
     def from_notebook(cls, namespace: dict[str, Any]) -> "StudyConfig":
@@ -342,37 +349,31 @@ class StudyConfig(TaskProfile, PartitionConfig, FederationConfig, AnalysisConfig
 
 
 def validated(model: type[BaseModel], values: dict[str, Any]) -> Any:
-    """Build `model` from `values`; turn pydantic's first complaint into one line that names the parameter."""
+    """Build `model` from `values`. Raises UserError: pydantic's first complaint, in one line that names the parameter."""
     try:
         return model(**values)
     except ValidationError as error:
-        raise UserError(_explain(model, error)) from None
-
-
-def load_profile(name: str) -> dict[str, TaskProfile]:
-    """Read a profile's YAML: one TaskProfile per task."""
-    text = yaml.safe_load((PROFILES / f"{name}.yaml").read_text())
-    return {task: validated(TaskProfile, text[task]) for task in Task.__args__}
-
-
-def _explain(model: type[BaseModel], error: ValidationError) -> str:
-    # A wrong task or profile leaves the fields that it would have set missing: the cause comes first.
-    first = min(error.errors(), key=lambda complaint: complaint["type"] == "missing")
+        # A wrong task or profile leaves the fields that it would have set missing: the cause comes first.
+        first = min(error.errors(), key=lambda complaint: complaint["type"] == "missing")
     name = str(first["loc"][0]) if first["loc"] else model.__name__
-    if first["type"] == "extra_forbidden":
-        known = sorted(field.alias or key for key, field in model.model_fields.items())
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
-        return f"unknown parameter {name!r}: {hint}"
-    return f"{name} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    if first["type"] != "extra_forbidden":
+        raise UserError(f"{name} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}")
+    known = sorted(field.alias or key for key, field in model.model_fields.items())
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+    raise UserError(f"unknown parameter {name!r}: {hint}")
+
+
+@functools.cache
+def task_values(task: str) -> dict[str, Any]:
+    """Read a task's table of values: has_batch_norm, the sizes of each profile, and the rows of the paper's protocol."""
+    return yaml.safe_load((TASK_FOLDER / f"{task}.yaml").read_text())
 
 
 def _assigned(cell: str) -> set[str]:
-    """Return the names assigned at the top level of a code cell; none where it is not plain Python."""
+    """Return the names that a code cell assigns; none where it is not plain Python."""
     try:
-        body = ast.parse(cell).body
+        nodes = ast.walk(ast.parse(cell))
     except SyntaxError:  # a magic, or a mistake that IPython has reported
         return set()
-    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
-    targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
-    return {target.id for target in targets if isinstance(target, ast.Name)}
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}

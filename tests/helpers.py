@@ -40,7 +40,7 @@ def run_config(data: PreparedDataset, mode: str, **changes) -> RunConfig:
 def python(*arguments: object, **options) -> subprocess.CompletedProcess:
     """`python ARGUMENTS` in the repository's root, to its end."""
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, **{"cwd": ROOT, **options})
 
 
 def started(command: list[str], stdout: int = subprocess.DEVNULL, **options) -> subprocess.Popen:

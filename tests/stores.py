@@ -48,13 +48,15 @@ def write_tables(
     arm = SIZES | ARMS[mode] | {"task": task, "mode": mode, "seed": seed, "data_fingerprint": "f"}
     record = store.begin(RunConfig(**arm | changes))
     by_client = [cases.assign(client=client) if mode == "local" else cases for client, cases in enumerate(tables)]
-    record.log_cases(pd.concat(by_client, ignore_index=True))
+    record.write_table("cases.csv", pd.concat(by_client, ignore_index=True))
     if mode == "federated":
-        record.log_train_cases(pd.concat([tables[0].assign(client=client) for client in range(2)], ignore_index=True))
-    record.log_clients([{"round": 1, "client": 0, "n": 8}])
+        record.write_table(
+            "train_cases.csv", pd.concat([tables[0].assign(client=client) for client in range(2)], ignore_index=True)
+        )
+    record.write_table("clients.csv", [{"round": 1, "client": 0, "n": 8}])
     scores = pd.DataFrame([tasks.get(task).summarize(cases) for cases in tables]).mean().to_dict()
     curves = [{metric: share * scores[metric] for metric in tasks.get(task).PRIMARY} for share in curve]
-    record.log_rounds([{"round": number, **row} for number, row in enumerate(curves, 1)])
+    record.write_table("rounds.csv", [{"round": number, **row} for number, row in enumerate(curves, 1)])
     known = {"run_id": record.folder.name, "mode": mode, "n_test": len(tables[0]), "weights_sha256": "w"}
     return record.finish({"weights_sha256": "w"}, known | scores)
 

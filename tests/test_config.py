@@ -18,8 +18,8 @@ from fedlib.config import (
     RunConfig,
     StudyConfig,
     UserError,
-    load_profile,
     precision_note,
+    task_values,
 )
 from tests.helpers import ARMS, SIZES
 
@@ -175,7 +175,7 @@ def test_notebook_reads_its_parameters_and_finds_the_unknown_one():
     namespace = {"task": "segmentation", "rounds": None, "client_counts": "2", "seed": 7, "unrelated": 5}
     study = StudyConfig.from_notebook(namespace)
     assert (study.task, study.client_counts, study.seeds) == ("segmentation", (2,), (7,))
-    assert study.rounds == load_profile("quick")["segmentation"].rounds, "None means: as the profile says"
+    assert study.rounds == task_values("segmentation")["quick"]["rounds"], "None means: as the profile says"
     injected = namespace | {"n_clientz": 4, "In": ["", "task = 'x'", "# Parameters\nrounds = 2\nn_clientz = 4\n"]}
     with pytest.raises(UserError, match="n_clientz"):
         StudyConfig.from_notebook(injected)
@@ -206,9 +206,8 @@ def test_a_profile_makes_a_study_of_each_task(profile):
 
 
 def test_the_paper_s_client_counts_are_those_of_the_real_study():
-    paper = load_profile("paper")
-    assert paper["classification"].client_counts == (2, 4, 8)
-    assert paper["segmentation"].client_counts == (2, 4, 8, 16)
+    assert StudyConfig.make(profile="paper", task="classification").client_counts == (2, 4, 8)
+    assert StudyConfig.make(profile="paper", task="segmentation").client_counts == (2, 4, 8, 16)
 
 
 def test_the_grid_holds_every_arm_once_and_centralized_first():

@@ -1,15 +1,13 @@
-"""Profile paper is what protocol.yaml says, and builds exactly that."""
+"""Profile paper is what the protocol in a task's YAML says, and builds exactly that."""
 
 import pytest
 import torch
-import yaml
 
-from fedlib.config import PROFILES, StudyConfig
+from fedlib.config import TASKS, StudyConfig, task_values
 from fedlib.data.dataset import batches
 from fedlib.training.loop import initial_model, learning_rate, make_optimizer
 
-PROTOCOL = yaml.safe_load((PROFILES / "protocol.yaml").read_text())
-ROWS = [(task, row) for task, rows in PROTOCOL.items() for row in rows]
+ROWS = [(task, row) for task in TASKS for row in task_values(task)["protocol"]]
 
 
 @pytest.mark.parametrize(("task", "row"), ROWS, ids=lambda value: value["what"] if isinstance(value, dict) else value)

@@ -7,21 +7,20 @@ counts as independent evidence. Margins and significance are set in the configur
     arms         which runs are intact, which may be compared, and what each patient scored
     comparison   arms against each other, paired by patient and seed
     scores       per arm: over seeds, per class, calibration, per structure, per client
-    sources      the same comparison for the test cases of each source alone
     paper        protocol, the paper beside this run, and the answer in words
     tables       the same tables in words
 """
 
 from fedlib.analysis.arms import arm_name, check_comparable, check_integrity, missing_clients
 from fedlib.analysis.comparison import client_trend, compare, federated_vs_local, partition_effect, training_table
-from fedlib.analysis.inference import interval, verdict
+from fedlib.analysis.inference import verdict
 from fedlib.analysis.paper import answer, paper_table, protocol, settings
-from fedlib.analysis.scores import calibration, class_scores, client_scores, confusion, seed_spread, structure_scores
+from fedlib.analysis.scores import calibration, client_scores, confusion, part_scores, seed_spread
 from fedlib.analysis.sources import by_source
 from fedlib.analysis.tables import readable
 
 __all__ = [
-    "missing_clients", "answer", "arm_name", "by_source", "calibration", "check_comparable", "check_integrity",
-    "class_scores", "client_scores", "client_trend", "compare", "confusion", "federated_vs_local", "interval", "paper_table",
-    "protocol", "partition_effect", "readable", "seed_spread", "settings", "structure_scores", "training_table", "verdict",
+    "answer", "arm_name", "by_source", "calibration", "check_comparable", "check_integrity", "client_scores", "client_trend",
+    "compare", "confusion", "federated_vs_local", "missing_clients", "paper_table", "part_scores", "partition_effect",
+    "protocol", "readable", "seed_spread", "settings", "training_table", "verdict",
 ]  # fmt: skip

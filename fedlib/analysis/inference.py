@@ -41,13 +41,10 @@ def interval(strata: Sample, significance: float = 0.05, bounds: tuple[float, fl
     fewest = min(map(len, strata), default=0)
     if fewest == 0:
         return Interval(np.nan, np.nan, np.nan, "none: no patient has a score")
-    value = float(np.mean([values.mean() for values in strata]))
-    constant = [np.ptp(values) <= EQUAL for values in strata]
+    value, constant = float(np.mean([values.mean() for values in strata])), [np.ptp(values) <= EQUAL for values in strata]
     if fewest < FEWEST:
-        where = "" if len(strata) == 1 else " in a class"
-        return Interval(
-            value, np.nan, np.nan, f"none: {fewest} patient{'s' * (fewest > 1)}{where}, at least {FEWEST} needed"
-        )
+        where = f"patient{'s' * (fewest > 1)}{' in a class' * (len(strata) > 1)}"
+        return Interval(value, np.nan, np.nan, f"none: {fewest} {where}, at least {FEWEST} needed")
     if any(constant) and bounds is None:
         return Interval(value, np.nan, np.nan, "none: all patients are equal")
     reach = [_exact(values, significance, bounds) if same else _bca(values, significance)

@@ -1,25 +1,22 @@
 """State what the comparison assumes, set the paper's figures beside this run's, and answer the study's question in words."""
 
 import pandas as pd
-import yaml
 
 from fedlib import tasks
-from fedlib.analysis.arms import ARM, margin_note, resolve_margins
+from fedlib.analysis.arms import ARM, margin_note
 from fedlib.analysis.inference import RESAMPLES, VERDICTS
 from fedlib.analysis.tables import bracketed
-from fedlib.config import PROFILES, FederationConfig, RunConfig, StudyConfig, TrainingConfig
+from fedlib.config import AnalysisConfig, FederationConfig, RunConfig, TrainingConfig, task_values
 from fedlib.training.plateau import CLIMBING
 from fedlib.training.run_store import Run
 
-ORIGINS = {
-    "paper": "from the paper",
-    "scripts": "from the first author's scripts",
-    "inferred": "inferred",
-    "chosen": "chosen",
-}
+ORIGINS = {"paper": "from the paper", "scripts": "from the first author's scripts",
+           "inferred": "inferred", "chosen": "chosen"}  # fmt: skip
 FIELDS = {"client_counts": "n_clients", "partitions": "partition"}
 """Settings of a study that go by another name in a run."""
 FEDERATED = ("n_clients", "partition", "strategy")
+UNASKED = pd.DataFrame(columns=["metric", "difference", "partition"])
+"""In place of a table that is not there."""
 
 
 def paper_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -30,30 +27,30 @@ def paper_table(table: pd.DataFrame) -> pd.DataFrame:
     paper_change and change (federated minus centralized, there and here). Other data and training than the paper's: a
     difference is no error of either.
     """
-    rows = []
-    for row in table[table["mode"] != "local"].itertuples():
-        task = next(task for task in map(tasks.get, tasks.TASKS) if row.metric in task.PRIMARY)
-        known = task.PAPER.get((row.mode, row.n_clients))
+    rows, numbers = [], ["paper", "scripts", "value", "low", "high", "paper_change", "difference"]
+    for row in table[table["mode"] != "local"].to_dict("records"):
+        task = next(task for task in map(tasks.get, tasks.TASKS) if row["metric"] in task.PRIMARY)
+        known = task.PAPER.get((row["mode"], row["n_clients"]))
         if known is None:
             continue
-        similar, change = row.metric in task.SIMILAR and row.metric not in known, None
-        words = f"{'about ' * (row.metric in task.ABOUT)}{row.paper:g}" if not similar else "similar to centralized"
-        if row.mode == "federated" and not similar:
-            change = row.paper - task.PAPER["centralized", 1][row.metric]
-        arm = [getattr(row, name) for name in (*ARM, "metric")]
-        scripts = task.SCRIPTS.get(tuple(arm[:3]), {}).get(row.metric)
-        rows.append((*arm, row.paper, words, scripts, row.value, row.low, row.high, change, row.difference))
-    columns = ["paper", "paper_says", "scripts", "this_run", "low", "high", "paper_change", "change"]
-    numbers = dict.fromkeys(set(columns) - {"paper_says"}, float)
-    return pd.DataFrame(rows, columns=[*ARM, "metric", *columns]).astype(numbers)
+        says = f"{'about ' * (row['metric'] in task.ABOUT)}{row['paper']:g}"
+        if row["metric"] not in known and row["metric"] in task.SIMILAR:
+            says = "similar to centralized"
+        elif row["mode"] == "federated":
+            row["paper_change"] = row["paper"] - task.PAPER["centralized", 1][row["metric"]]
+        scripts = task.SCRIPTS.get(tuple(row[name] for name in ARM), {}).get(row["metric"])
+        rows.append(row | {"paper_says": says, "scripts": scripts})
+    beside = pd.DataFrame(rows, columns=[*ARM, "metric", "paper", "paper_says", *numbers[1:]])
+    return beside.astype(dict.fromkeys(numbers, float)).rename(columns={"value": "this_run", "difference": "change"})
 
 
-def settings(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
+def settings(runs: list[Run], study: AnalysisConfig | None = None) -> pd.DataFrame:
     """Return what the verdicts rest on: setting, value (text), label, and note: whether it was stated before the runs."""
-    evidence, task = resolve_margins(runs, study), tasks.get(runs[0].config.task)
-    names = list(dict.fromkeys(f"margin_{metric.partition('_')[0]}" for metric in task.PRIMARY)) + ["significance"]
+    evidence, task = study or runs[0].config, tasks.get(runs[0].config.task)
+    names = dict.fromkeys([*(f"margin_{metric.partition('_')[0]}" for metric in task.PRIMARY), "significance"])
     notes = {name: margin_note(runs, evidence, name) or "stated before the runs" for name in names}
-    rows = [(name, f"{getattr(evidence, name):g}", note) for name, note in notes.items()] + [
+    rows = [
+        *((name, f"{getattr(evidence, name):g}", note) for name, note in notes.items()),
         ("primary endpoints", ", ".join(tasks.NAMES[metric] for metric in task.PRIMARY), "of the task"),
         ("unit of analysis", "patient", "cases averaged first; images of one patient are no independent evidence"),
         ("intervals", f"{evidence.level}, BCa bootstrap", f"{RESAMPLES} resamples of patients, seeded"),
@@ -68,16 +65,13 @@ def protocol(runs: list[Run]) -> pd.DataFrame:
     Settings of the runs that the protocol does not name follow it.
     """
     configs, rows = [run.config for run in runs], []
-    known = yaml.safe_load((PROFILES / "protocol.yaml").read_text())[configs[0].task]
-    named = [FIELDS.get(row.get("field"), row.get("field")) for row in known]
-    changed = [
-        name
-        for name, field in FederationConfig.model_fields.items()
-        if {getattr(c, name) for c in configs} != {field.default}
-    ]
-    others = [name for name in (*TrainingConfig.model_fields, *changed) if name not in named]
-    known += [{"what": name.replace("_", " "), "value": "", "origin": "chosen"} for name in others]
-    for row, field in zip(known, named + others, strict=True):
+    known = [*task_values(configs[0].task)["protocol"]]
+    defaults = {name: field.default for name, field in FederationConfig.model_fields.items()}
+    changed = [name for name, default in defaults.items() if {getattr(config, name) for config in configs} != {default}]
+    others = [name for name in (*TrainingConfig.model_fields, *changed) if name not in {row.get("field") for row in known}]
+    known += [{"what": name.replace("_", " "), "value": "", "origin": "chosen", "field": name} for name in others]
+    for row in known:
+        field = FIELDS.get(row.get("field"), row.get("field"))
         shown = [config for config in configs if config.mode == "federated" or field not in FEDERATED]
         found = {getattr(config, field) for config in shown} if field in RunConfig.model_fields else set()
         value = row["value"] if isinstance(row["value"], list) else [row["value"]]
@@ -89,16 +83,12 @@ def _listed(values: list) -> str:
     return ", ".join(str(value).replace("_", " ") for value in values)
 
 
-def answer(table: pd.DataFrame, trend: pd.DataFrame | None = None, effect: pd.DataFrame | None = None) -> list[str]:
+def answer(table: pd.DataFrame, trend: pd.DataFrame = UNASKED, effect: pd.DataFrame = UNASKED) -> list[str]:
     """Answer the study's question in sentences (Markdown), a text per metric, verdict first.
 
     `table`, `trend` and `effect` are those of `compare`, `client_trend` and `partition_effect`.
     """
-    others = [
-        other if other is not None else pd.DataFrame(columns=["metric", "difference", "partition"])
-        for other in (trend, effect)
-    ]
-    return [_answer(metric, arms, *(other[other["metric"] == metric] for other in others))
+    return [_answer(metric, arms, *(other[other["metric"] == metric] for other in (trend, effect)))
             for metric, arms in table.groupby("metric", sort=False)]  # fmt: skip
 
 
@@ -110,20 +100,19 @@ def _answer(metric: str, arms: pd.DataFrame, trend: pd.DataFrame, effect: pd.Dat
         return f"{title}: no verdict, since there is no finished {missing} run to compare with."
     counts, (margin, note) = federated["verdict"].value_counts(), federated[["margin", "margin_note"]].iloc[0]
     verdicts = ", ".join(f"*{verdict}* in {counts[verdict]}" for verdict in VERDICTS if verdict in counts)
-    climbing = (pd.concat([central, federated])["training"] == CLIMBING).sum()
-    scores = " to ".join(dict.fromkeys(f"{score:.3f}" for score in (federated["value"].min(), federated["value"].max())))
-    text = f"{title}: federated training is {verdicts} of {len(federated)} arm{'s' * (len(federated) > 1)}, at a margin of "
-    text += f"{margin:g}{f' ({note})' if note else ''}. "
-    text += f"Centralized training reaches {central['value'].iloc[0]:.3f}, federated {scores}. "
-    text += (
-        f"**Not finished training**: {climbing} of {len(federated) + 1} arms were still improving when they ended, so their "
-        "verdicts are about the length of the training as much as about federation. "
-    ) * bool(climbing)
+    n, scores = len(federated), dict.fromkeys(f"{score:.3f}" for score in federated["value"].agg(["min", "max"]))
+    said = [f"{title}: federated training is {verdicts} of {n} arm{'s' * (n > 1)}, at a margin of {margin:g}"
+            f"{f' ({note})' if note else ''}.",
+            f"Centralized training reaches {central['value'].iloc[0]:.3f}, federated {' to '.join(scores)}."]  # fmt: skip
+    if climbing := (pd.concat([central, federated])["training"] == CLIMBING).sum():
+        said.append(f"**Not finished training**: {climbing} of {n + 1} arms were still improving when they ended, so their "
+                    "verdicts are about the length of the training as much as about federation.")  # fmt: skip
     slopes = [f"{bracketed(row.slope, row.low, row.high, '+')} ({row.partition})" for row in trend.itertuples()]
-    text += f"Change with every doubling of the number of clients: {', '.join(slopes)}. ".replace("_", " ") * bool(slopes)
+    if slopes:
+        said.append(f"Change with every doubling of the number of clients: {_listed(slopes)}.")
     for partition, rows in effect.dropna(subset="difference").groupby("partition", sort=False):
         kinds = ", ".join(f"{kind} in {count}" for kind, count in rows["direction"].value_counts().items())
-        text += f"{partition.replace('_', ' ').capitalize()} against balanced: {kinds} of {len(rows)}. "
+        said.append(f"{_listed([partition]).capitalize()} against balanced: {kinds} of {len(rows)}.")
     lacking = pd.concat([arms["how"], federated["difference_how"]]).dropna().unique()
-    text += "".join(f"No interval: {how.removeprefix('none: ')}. " for how in lacking if how.startswith("none"))
-    return (text + "Inconclusive does not mean equal." * ("inconclusive" in counts)).strip()
+    said += [f"No interval: {how.removeprefix('none: ')}." for how in lacking if how.startswith("none")]
+    return " ".join([*said, *(["Inconclusive does not mean equal."] * ("inconclusive" in counts))])

@@ -1,16 +1,18 @@
 """Score arms beyond the primary endpoints: over seeds, per class, calibration, per structure, per client.
 
-A patient's cases weigh one together. An arm's models (one per seed, and per client when local) are scored one by one, then
-averaged.
+A patient's cases weigh one together, under all models of an arm (one per seed, and per client when local).
 """
+
+from collections.abc import Iterator
+from itertools import product
 
 import numpy as np
 import pandas as pd
 
 from fedlib import tasks
 from fedlib.analysis import inference
-from fedlib.analysis.arms import ARM, by_arm, check_comparable, mean_score, models_of, n_patients, resolve_margins
-from fedlib.config import StudyConfig
+from fedlib.analysis.arms import ARM, by_arm, check_comparable, n_patients
+from fedlib.config import AnalysisConfig
 from fedlib.training.run_store import Run
 
 BINS = 10
@@ -25,7 +27,7 @@ def seed_spread(runs: list[Run]) -> pd.DataFrame:
     """
     check_comparable(runs)
     rows = [
-        (*arm, metric, run.config.seed, mean_score([run], metric))
+        (*arm, metric, run.config.seed, run.result[metric])
         for arm, members in by_arm(runs).items() for run in members for metric in tasks.get(run.config.task).PRIMARY
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=[*ARM, "metric", "seed", "score"])
@@ -39,16 +41,46 @@ def seed_spread(runs: list[Run]) -> pd.DataFrame:
     ).reset_index()  # fmt: skip
 
 
-def confusion(cases: pd.DataFrame) -> pd.DataFrame:
-    """Return one model's confusion matrix in patients: truth (rows) by prediction (columns)."""
-    names = classes_of(cases)
-    counts = weights(cases).groupby([cases["truth"], cases["prediction"]]).sum().unstack(fill_value=0)
-    return counts.reindex(index=names, columns=names, fill_value=0).astype(float)
+def part_scores(runs: list[Run], study: AnalysisConfig | None = None) -> pd.DataFrame:
+    """Return the scores of each class or structure, mean over patients with its interval.
+
+    A class has sensitivity over its patients (no value without one) and specificity over the others. A structure has DSC,
+    HD95 and ASSD (mm). One that the model misses has DSC 0 and no distance, since an infinite one has no mean; one that the
+    reference lacks has neither. So never read a distance without `missed`.
+    Columns: ARM, class or structure, metric, value, low, high, how, n_patients; of structures missed, absent: cases where
+    the model missed the structure, and where the reference has none, each summed over the arm's models.
+    """
+    check_comparable(runs)
+    significance, rows = (study or runs[0].config).significance, []
+    parts = {"classification": _classes, "segmentation": _structures}[runs[0].config.task]
+    for arm, members in by_arm(runs).items():
+        for part, scores, bounds, counts in parts(pd.concat([run.cases for run in members], ignore_index=True)):
+            found = inference.interval([scores.to_numpy()], significance, bounds)._asdict()
+            rows.append(arm._asdict() | part | found | {"n_patients": n_patients(scores)} | counts)
+    return pd.DataFrame(rows)
+
+
+def _classes(cases: pd.DataFrame) -> Iterator[tuple]:
+    for name, metric in product(classes_of(cases), ("sensitivity", "specificity")):
+        positive = metric == "sensitivity"
+        chosen = cases[(cases["truth"] == name) == positive]
+        right = ((chosen["prediction"] == name) == positive).astype(float)
+        yield {"class": name, "metric": metric}, right.groupby([chosen["truth"], chosen["patient"]]).mean(), (0, 1), {}
+
+
+def _structures(cases: pd.DataFrame) -> Iterator[tuple]:
+    for column in cases.filter(regex="^(dice|hd95|assd)_"):
+        metric, structure = column.split("_", 1)
+        dice = cases[f"dice_{structure}"]
+        missed = dice.notna() & cases.get(f"hd95_{structure}", dice.replace(0, np.nan)).isna()
+        counts = {"missed": int(missed.sum()), "absent": int(dice.isna().sum())}
+        scores = cases.groupby("patient")[column].mean().dropna()
+        yield {"structure": structure, "metric": metric}, scores, (0, 1) if metric == "dice" else None, counts
 
 
 def classes_of(cases: pd.DataFrame) -> list[str]:
     """Return the classes that a table of cases has probabilities of."""
-    return [column.removeprefix("p_") for column in cases.columns if column.startswith("p_")]
+    return [column.removeprefix("p_") for column in cases.filter(regex="^p_")]
 
 
 def weights(cases: pd.DataFrame) -> pd.Series:
@@ -56,77 +88,33 @@ def weights(cases: pd.DataFrame) -> pd.Series:
     return 1 / cases.groupby(["patient", "truth"])["case"].transform("size")
 
 
-def class_scores(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
-    """Return sensitivity and specificity of each class, mean over patients with its interval.
-
-    Columns: ARM, class, metric, value, low, high, how, n_patients (of the class for sensitivity, else of the others).
-    A class without a test case has a row without a value.
-    """
-    check_comparable(runs)
-    significance, rows = resolve_margins(runs, study).significance, []
-    for arm, members in by_arm(runs).items():
-        cases = pd.concat([run.cases for run in members])
-        for name in classes_of(cases):
-            for metric, chosen in (("sensitivity", cases["truth"] == name), ("specificity", cases["truth"] != name)):
-                of_class = cases[chosen]
-                right = ((of_class["prediction"] == name) == (metric == "sensitivity")).astype(float)
-                scores = right.groupby([of_class["truth"].rename("stratum"), of_class["patient"]]).mean()
-                found = inference.interval([scores.to_numpy()], significance, (0, 1))
-                rows.append((*arm, name, metric, *found, n_patients(scores)))
-    return pd.DataFrame(rows, columns=[*ARM, "class", "metric", "value", "low", "high", "how", "n_patients"])
+def confusion(cases: pd.DataFrame) -> pd.DataFrame:
+    """Return one model's confusion matrix in patients: truth (rows) by prediction (columns)."""
+    counts = pd.crosstab(cases["truth"], cases["prediction"], weights(cases), aggfunc="sum")
+    return counts.reindex(index=classes_of(cases), columns=classes_of(cases)).fillna(0.0)
 
 
 def calibration(runs: list[Run]) -> pd.DataFrame:
-    """Return the reliability of the predicted class's probability, in BINS equal bins (Guo et al., 2017), over the models.
+    """Return the reliability of the predicted class's probability, in BINS equal bins (Guo et al., 2017).
 
-    Columns: ARM, bin, low, high (edges), patients, confidence, accuracy (NaN in an empty bin), ece (of the arm: the mean
-    over the models of sum over bins of share x |accuracy - confidence|; the same in each of its rows).
+    Columns: ARM, bin, low, high (edges), patients, confidence, accuracy, ece (of the arm: the sum over bins of share x
+    |accuracy - confidence|; the same in each of its rows). A bin without patients has no row. Where an arm has several
+    models, their predictions of a patient weigh one together.
     """
     check_comparable(runs)
-    tables, edges = [], np.linspace(0, 1, BINS + 1)
+    tables = []
     for arm, members in by_arm(runs).items():
-        binned = [_binned(cases) for cases in models_of(members)]
-        gaps = [(sums["accuracy"] - sums["confidence"]).abs().sum() / sums["patients"].sum() for sums in binned]
-        table = sum(binned) / len(binned)
-        table[["confidence", "accuracy"]] = table[["confidence", "accuracy"]].div(
-            table["patients"].replace(0, np.nan), axis=0
-        )
-        table = table.assign(bin=range(BINS), low=edges[:-1], high=edges[1:], ece=np.mean(gaps))
-        tables.append(table.assign(**dict(zip(ARM, arm, strict=True))))
-    columns = [*ARM, "bin", "low", "high", "patients", "confidence", "accuracy", "ece"]
-    return pd.concat(tables, ignore_index=True)[columns]
-
-
-def _binned(cases: pd.DataFrame) -> pd.DataFrame:
-    """Return patients, and the sums of their confidence and of their right predictions, of each bin."""
-    weight, confidence = weights(cases), cases[[f"p_{name}" for name in classes_of(cases)]].max(axis=1)
-    bins = (confidence * BINS).astype(int).clip(upper=BINS - 1)
-    right = weight * (cases["truth"] == cases["prediction"])
-    sums = pd.DataFrame({"patients": weight, "confidence": weight * confidence, "accuracy": right}).groupby(bins).sum()
-    return sums.reindex(range(BINS), fill_value=0.0)
-
-
-def structure_scores(runs: list[Run], study: StudyConfig | None = None) -> pd.DataFrame:
-    """Return DSC, HD95 and ASSD (mm) of each structure, mean over patients with its interval.
-
-    A structure that the model misses has DSC 0 and no distance, since an infinite one has no mean; one that the reference
-    lacks has neither. So never read a distance without `missed`.
-    Columns: ARM, structure, metric, value, low, high, how, n_patients; missed, absent: cases where the model missed the
-    structure, and where the reference has none, each summed over the arm's models.
-    """
-    check_comparable(runs)
-    significance, rows = resolve_margins(runs, study).significance, []
-    for arm, members in by_arm(runs).items():
-        cases = pd.concat([run.cases for run in members])
-        for column in [name for name in cases if name.startswith(("dice_", "hd95_", "assd_"))]:
-            metric, structure = column.split("_", 1)
-            dice = cases[f"dice_{structure}"]
-            missed = dice.notna() & cases.get(f"hd95_{structure}", dice.replace(0, np.nan)).isna()
-            units = cases.groupby("patient")[column].mean().dropna().to_numpy()
-            found = inference.interval([units], significance, (0, 1) if metric == "dice" else None)
-            rows.append((*arm, structure, metric, *found, len(units), int(missed.sum()), int(dice.isna().sum())))
-    columns = ["structure", "metric", "value", "low", "high", "how", "n_patients", "missed", "absent"]
-    return pd.DataFrame(rows, columns=[*ARM, *columns])
+        cases = pd.concat([run.cases for run in members], ignore_index=True)
+        weight, confidence = weights(cases), cases.filter(regex="^p_").max(axis=1)
+        right, bins = cases["truth"] == cases["prediction"], (confidence * BINS).astype(int).clip(upper=BINS - 1)
+        sums = pd.DataFrame({"patients": weight, "confidence": weight * confidence, "accuracy": weight * right})
+        table = sums.groupby(bins.rename("bin")).sum()
+        ece = (table["accuracy"] - table["confidence"]).abs().sum() / table["patients"].sum()
+        shares = table[["confidence", "accuracy"]].div(table["patients"], axis=0)
+        tables.append(table.assign(**arm._asdict(), **shares, ece=ece).reset_index())
+    table = pd.concat(tables, ignore_index=True)
+    table = table.assign(low=table["bin"] / BINS, high=(table["bin"] + 1) / BINS)
+    return table[[*ARM, "bin", "low", "high", "patients", "confidence", "accuracy", "ece"]]
 
 
 def client_scores(runs: list[Run]) -> pd.DataFrame:

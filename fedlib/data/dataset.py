@@ -4,7 +4,6 @@ A prepared set is a folder with `images.npy`, `labels.npy`, `cases.csv`, `qc.csv
 data_prep writes it, whole or not at all; the manifest holds the size and hash of every file.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -16,21 +15,18 @@ import pandas as pd
 import torch
 
 from fedlib.config import UserError
-from fedlib.data.files import file_sha256, write_atomically
+from fedlib.data.files import file_sha256
 
 SPLITS = ("train", "val", "test")
 TEXT_COLUMNS = ("case", "patient", "split", "label", "dup_group", "file", "truth", "prediction")
 ARRAYS = ("images.npy", "labels.npy")
-VERIFIED = "verified.json"
-"""Sizes and times of the files when they were last hashed."""
-SUFFIXES = {".npy", ".csv", ".json"}
 FORMAT = 2
 """Of prepared sets; another one is refused."""
 
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """One task's images, ready to train on. Arrays are memory-mapped: opening costs milliseconds, not memory."""
+    """One task's images, ready to train on. Arrays are memory-mapped: they take no memory until they are read."""
 
     folder: Path
     manifest: dict
@@ -74,7 +70,7 @@ class PreparedDataset:
         if torch.device(device).type == "cuda":
             images, labels = (tensor.pin_memory().to(device, non_blocking=True) for tensor in (images, labels))
         images, labels = images.float().mul_((1 - low) / 255).add_(low), labels.long()
-        return images, labels if labels.ndim == 1 else labels.unsqueeze(1)  # segmentation: (B, X, Y, Z) -> (B, 1, ...)
+        return images, labels if labels.ndim == 1 else labels.unsqueeze(1)  # (B, X, Y, Z) -> (B, 1, X, Y, Z)
 
 
 def batches(
@@ -128,7 +124,7 @@ def open_prepared(folder: Path | str, task: str | None = None) -> PreparedDatase
     """
     try:
         found = find_prepared(folder, task)
-        prepared = _open(found.absolute(), stamps(found)) if found else None
+        prepared = _open(found.absolute(), _stamps(found)) if found else None
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror}); expected a prepared set") from None
     if not prepared:
@@ -136,12 +132,6 @@ def open_prepared(folder: Path | str, task: str | None = None) -> PreparedDatase
     if task and prepared.task != task:
         raise UserError(f"data_dir = {str(folder)!r}: prepared for {prepared.task}, expected {task}")
     return prepared
-
-
-def stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of change of the files of a prepared set."""
-    found = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES and path.is_file()]
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found if name != VERIFIED)
 
 
 def read_cases(path: Path) -> pd.DataFrame:
@@ -173,39 +163,29 @@ def find_prepared(folder: Path | str, task: str | None = None) -> Path | None:
     return next((candidate for candidate in own if (candidate / "manifest.json").exists()), None)
 
 
+def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of change of the files in a folder: while they stay the same, a set is opened once."""
+    found = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+
+
 @functools.lru_cache(maxsize=4)
-def _open(folder: Path, found: tuple[tuple[str, int, int], ...]) -> PreparedDataset:
+def _open(folder: Path, stamps: tuple) -> PreparedDataset:
+    """Open a set after holding each of its files to the manifest's hash: once per process and state of the folder."""
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text())
         version = manifest.get("format")
         intact = version == FORMAT and _fingerprint(manifest) == manifest["fingerprint"]
-        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()} if intact else {}
+        hashes = {name: entry["sha256"] for name, entry in manifest["files"].items()} if intact else {}
     except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
         raise UserError(f"{path}: not readable ({type(error).__name__}: {error}); prepare the set again") from None
     if version != FORMAT:
         raise UserError(f"{path}: format {version}, expected {FORMAT}; made by another version, prepare the set again")
     if not intact:
         raise UserError(f"{path}: edited since it was prepared (its fingerprint differs); prepare the set again")
-    _verify(folder, files, {name: [size, changed] for name, size, changed in found if name in files})
+    for name, sha256 in hashes.items():
+        if file_sha256(folder / name) != sha256:
+            raise UserError(f"{folder / name}: edited or cut short since it was prepared; prepare the set again")
     images, labels = (np.load(folder / name, mmap_mode="r") for name in ARRAYS)
     return PreparedDataset(folder, manifest, read_cases(folder / "cases.csv"), images, labels)
-
-
-def _verify(folder: Path, files: dict, found: dict[str, list[int]]) -> None:
-    """Hold the files to the manifest. A hash is computed only where size or time changed since the last one, as git does."""
-    known = folder / VERIFIED
-    try:
-        trusted = dict(json.loads(known.read_text()))
-    except (OSError, ValueError, TypeError):
-        trusted = {}
-    for name, (expected, sha256) in files.items():
-        if name not in found:
-            raise UserError(f"{folder / name}: is missing, expected {expected} bytes; prepare the set again")
-        if (size := found[name][0]) != expected:
-            raise UserError(f"{folder / name}: {size} bytes, expected {expected}; prepare the set again")
-        if found[name] != trusted.get(name) and file_sha256(folder / name) != sha256:
-            raise UserError(f"{folder / name}: edited since it was prepared (its hash differs); prepare the set again")
-    if trusted != found:
-        with contextlib.suppress(OSError):  # a set on a read-only disk is hashed in every process
-            write_atomically(known, json.dumps(found))

@@ -20,7 +20,7 @@ MIN_CASES = 2
 MAX_DRAWS = 100
 """Dirichlet draws before label_skew gives up on MIN_CASES (*chosen*)."""
 MAX_GROUPS = 50
-"""Values of a column that still is one of groups (*chosen*): a volume in ml is none."""
+"""Values of a column that is still one of groups (*chosen*): a volume in ml is not."""
 IDENTIFIERS = ("case", "patient", "file", "dup_group")
 """Columns that are never proposed for by_group: they name single cases."""
 EMPTY = "(empty)"
@@ -32,18 +32,16 @@ def clients_of(config: RunConfig, data: PreparedDataset) -> list[np.ndarray]:
     The parts are disjoint and together complete, and come from the seed and the number of clients alone.
     Raises UserError, naming the parameter, when the partition is not possible for this set.
     """
-    train, k = data.split("train"), config.n_clients
-    if config.mode == "centralized":
-        return [train]
-    if config.partition == "by_group":
-        return partition_by_group(data.cases, train, k, config.group_column)
-    if config.partition == "missing_classes":
-        return partition_missing_classes(data.cases, train, k, config.n_missing, config.seed)
-    if config.partition in ("unbalanced", "label_skew"):
-        skewed = config.partition == "label_skew"
-        return partition_dirichlet(data.cases, train, k, config.alpha if skewed else 1.0, config.seed, floor=not skewed)
-    ratio = config.unbalance_ratio if config.partition == "quantity_skew" else 1.0
-    return partition_stratified(data.cases, train, client_shares(k, ratio), config.seed)
+    train = data.split("train")
+    return [train] if config.mode == "centralized" else partition(config, data.cases, train)
+
+
+def partition(config: RunConfig, cases: pd.DataFrame, rows: np.ndarray) -> list[np.ndarray]:
+    """Partition rows of a table of cases by the rule that the config names; see `clients_of`."""
+    dealt = cases.iloc[rows]
+    client_of = RULES[config.partition](config, dealt, np.random.default_rng([config.seed, config.n_clients]))
+    clients = dealt["patient"].map(client_of).to_numpy()
+    return [np.sort(rows[clients == client]) for client in range(config.n_clients)]
 
 
 def client_shares(n_clients: int, ratio: float = 1.0) -> np.ndarray:
@@ -52,33 +50,28 @@ def client_shares(n_clients: int, ratio: float = 1.0) -> np.ndarray:
     return sizes / sizes.sum()
 
 
-def partition_stratified(cases: pd.DataFrame, rows: np.ndarray, shares: np.ndarray, seed: int) -> list[np.ndarray]:
-    """Give every client its share of every class, patient by patient: each goes to the client furthest below its share.
-
-    Raises UserError when a class has fewer patients than there are clients.
-    """
-    rng, client_of = np.random.default_rng([seed, len(shares)]), {}
-    for label, sizes in _patients_of_classes(cases, rows):
-        _require_patients(label, sizes, len(shares), len(shares))
+def _stratified(config: RunConfig, cases: pd.DataFrame, rng: np.random.Generator) -> dict[str, int]:
+    """Give every client its share of every class, patient by patient: each goes to the client furthest below its share."""
+    shares = client_shares(config.n_clients, config.unbalance_ratio if config.partition == "quantity_skew" else 1.0)
+    client_of = {}
+    for label, sizes in _patients_of_classes(cases):
+        _require_patients(config, label, sizes, config.n_clients)
         client_of |= assign_groups(sizes, shares, rng)
-    return _rows_of_clients(cases, rows, client_of, len(shares))
+    return client_of
 
 
-def partition_dirichlet(
-    cases: pd.DataFrame, rows: np.ndarray, n_clients: int, alpha: float, seed: int, floor: bool
-) -> list[np.ndarray]:
+def _dirichlet(config: RunConfig, cases: pd.DataFrame, rng: np.random.Generator) -> dict[str, int]:
     """Draw for each class the clients' shares of its patients from Dirichlet(alpha, ..., alpha) (Yurochkin et al., 2019).
 
-    With `floor` every client first gets a patient of each class, so that it can train; the draw shares out the rest. Without
-    it, draws are repeated until every client holds MIN_CASES.
-    Raises UserError when the patients are too few, or no draw does.
+    Under unbalanced, every client first gets a patient of each class, so that it can train; the draw shares out the rest.
+    Under label_skew, draws are repeated until every client holds MIN_CASES.
     """
-    classes, rng = _patients_of_classes(cases, rows), np.random.default_rng([seed, n_clients])
-    least = 1 if floor else 0
-    if not floor and len(classes) < 2:
+    classes, n_clients = _patients_of_classes(cases), config.n_clients
+    alpha, least = (config.alpha, 0) if config.partition == "label_skew" else (1.0, 1)
+    if not least and len(classes) < 2:
         raise UserError("partitions = label_skew: the training cases are of one class; expected unbalanced")
     for label, sizes in classes:
-        _require_patients(label, sizes, n_clients * least, n_clients)
+        _require_patients(config, label, sizes, n_clients * least)
     for _ in range(MAX_DRAWS):
         client_of, held = {}, np.zeros(n_clients)
         for _, sizes in classes:
@@ -88,67 +81,60 @@ def partition_dirichlet(
             drawn = sizes.iloc[rng.permutation(len(sizes))]
             client_of |= dict(zip(drawn.index, clients, strict=True))
             held += np.bincount(clients, drawn, n_clients)
-        if floor or held.min() >= MIN_CASES:
-            return _rows_of_clients(cases, rows, client_of, n_clients)
+        if least or held.min() >= MIN_CASES:
+            return client_of
     found = f"some client got fewer than {MIN_CASES} cases in each of {MAX_DRAWS} draws"
     raise UserError(f"alpha = {alpha}, n_clients = {n_clients}: {found}; expected a larger alpha or fewer clients")
 
 
-def partition_missing_classes(
-    cases: pd.DataFrame, rows: np.ndarray, n_clients: int, n_missing: int, seed: int
-) -> list[np.ndarray]:
-    """Let every client lack `n_missing` classes, in turn around a shuffled list; the others share each class equally.
-
-    Raises UserError when a class would be at no client, or has fewer patients than clients that are to hold it.
-    """
-    rng, classes = np.random.default_rng([seed, n_clients]), _patients_of_classes(cases, rows)
+def _missing_classes(config: RunConfig, cases: pd.DataFrame, rng: np.random.Generator) -> dict[str, int]:
+    """Let every client lack `n_missing` classes, in turn around a shuffled list; the others share each class equally."""
+    classes, n_missing, client_of = _patients_of_classes(cases), config.n_missing, {}
     if n_missing >= len(classes):
         found = f"n_missing = {n_missing}: the training cases are of {len(classes)} classes"
         raise UserError(f"{found}; expected fewer missing than classes")
     order = rng.permutation(len(classes))
-    lacks = [{order[(client * n_missing + i) % len(classes)] for i in range(n_missing)} for client in range(n_clients)]
-    client_of: dict[str, int] = {}
+    lacks = [{order[(n * n_missing + i) % len(classes)] for i in range(n_missing)} for n in range(config.n_clients)]
     for number, (label, sizes) in enumerate(classes):
-        holders = [client for client in range(n_clients) if number not in lacks[client]]
+        holders = [client for client, lacking in enumerate(lacks) if number not in lacking]
         if not holders:
-            raise UserError(f"n_clients = {n_clients}: no client would hold {label!r}; expected more clients")
-        _require_patients(label, sizes, len(holders), n_clients)
+            raise UserError(f"n_clients = {config.n_clients}: no client would hold {label!r}; expected more clients")
+        _require_patients(config, label, sizes, len(holders))
         client_of |= {patient: holders[i] for patient, i in assign_groups(sizes, client_shares(len(holders)), rng).items()}
-    return _rows_of_clients(cases, rows, client_of, n_clients)
+    return client_of
 
 
-def partition_by_group(cases: pd.DataFrame, rows: np.ndarray, n_clients: int, column: str) -> list[np.ndarray]:
+def _by_group(config: RunConfig, cases: pd.DataFrame, rng: np.random.Generator) -> dict[str, int]:
     """Give whole groups to clients, the largest first, each to the client with the fewest cases so far.
 
     With as many clients as groups each group is a client. A patient with cases in several groups counts in the one that has
     most of them (of several, the first by name). Empty values are a group, too.
-    Raises UserError when `column` has no groups, and when they are too few for every client to hold MIN_CASES cases.
     """
-    dealt = cases.iloc[rows]
-    suitable = [name for name in dealt if 2 <= dealt[name].nunique(dropna=False) <= MAX_GROUPS]
+    column, client_of, held = config.group_column, {}, np.zeros(config.n_clients, int)
+    suitable = [name for name in cases if 2 <= cases[name].nunique(dropna=False) <= MAX_GROUPS]
     if column not in suitable:
-        found = f"values in it: {dealt[column].nunique(dropna=False)}" if column in dealt else "no such column"
+        found = f"values in it: {cases[column].nunique(dropna=False)}" if column in cases else "no such column"
         known = ", ".join(name for name in suitable if name not in IDENTIFIERS) or "(there is none)"
         expected = f"a column of cases.csv with 2 to {MAX_GROUPS} values among the training cases: {known}"
         raise UserError(f"group_column = {column!r}: {found}; expected {expected}")
-    group_of = pd.crosstab(dealt["patient"], group_names(dealt[column]).rename("group")).idxmax(axis=1)
-    sizes = dealt["patient"].map(group_of).value_counts().sort_index().sort_values(ascending=False, kind="stable")
-    most = next(n for n in range(len(sizes), 0, -1) if _largest_first(sizes, n)[1].min() >= MIN_CASES)
-    if n_clients > most:
-        groups = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        expected = f"expected at most {most} (cases of each group: {groups}; at least {MIN_CASES} at each client)"
-        raise UserError(f"n_clients = {n_clients}: {column!r} has {len(sizes)} groups of training patients, {expected}")
-    client_of, _ = _largest_first(sizes, n_clients)
-    return _rows_of_clients(cases, rows, group_of.map(client_of).to_dict(), n_clients)
-
-
-def _largest_first(sizes: pd.Series, n_clients: int) -> tuple[dict[str, int], np.ndarray]:
-    """Client of each group, and the cases of each client."""
-    client_of, held = {}, np.zeros(n_clients, int)
+    group_of = pd.crosstab(cases["patient"], group_names(cases[column]).rename("group")).idxmax(axis=1)
+    sizes = cases["patient"].map(group_of).value_counts().sort_index().sort_values(ascending=False, kind="stable")
     for group, size in sizes.items():
         client_of[group] = int(held.argmin())
         held[client_of[group]] += size
-    return client_of, held
+    if held.min() < MIN_CASES:
+        groups = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        found = f"{column!r} has {len(sizes)} groups of training patients (cases of each: {groups})"
+        expected = f"expected fewer clients, so that each holds at least {MIN_CASES} cases"
+        raise UserError(f"n_clients = {config.n_clients}: {found}; {expected}")
+    return group_of.map(client_of).to_dict()
+
+
+RULES = {
+    **{"balanced": _stratified, "quantity_skew": _stratified, "unbalanced": _dirichlet, "label_skew": _dirichlet},
+    **{"missing_classes": _missing_classes, "by_group": _by_group},
+}
+"""By name: config, training cases and random generator -> the client of each patient; or UserError."""
 
 
 def group_names(values: pd.Series) -> pd.Series:
@@ -156,25 +142,20 @@ def group_names(values: pd.Series) -> pd.Series:
     return values.astype(str).mask(values.isna() | (values == ""), EMPTY)
 
 
-def _patients_of_classes(cases: pd.DataFrame, rows: np.ndarray) -> list[tuple[str, pd.Series]]:
+def _patients_of_classes(cases: pd.DataFrame) -> list[tuple[str, pd.Series]]:
     """Return each class with the number of cases of each of its patients; a patient's class is that of the first case."""
-    patients = cases.iloc[rows].groupby("patient")["label"].agg(["first", "size"])
+    patients = cases.groupby("patient")["label"].agg(["first", "size"])
     return [(label, own["size"]) for label, own in patients.groupby("first")]
 
 
-def _require_patients(label: str, sizes: pd.Series, needed: int, n_clients: int) -> None:
+def _require_patients(config: RunConfig, label: str, sizes: pd.Series, needed: int) -> None:
     if len(sizes) < needed:
         found = f"{repr(label) if label else 'the set'} has {len(sizes)} training patients"
-        raise UserError(f"n_clients = {n_clients}: {found}, expected at least {needed}; choose fewer clients")
-
-
-def _rows_of_clients(cases: pd.DataFrame, rows: np.ndarray, client_of: dict[str, int], n_clients: int) -> list[np.ndarray]:
-    clients = cases["patient"].iloc[rows].map(client_of).to_numpy()
-    return [np.sort(rows[clients == client]) for client in range(n_clients)]
+        raise UserError(f"n_clients = {config.n_clients}: {found}, expected at least {needed}; choose fewer clients")
 
 
 def table(cases: pd.DataFrame, clients: list[np.ndarray], group_column: str = "") -> pd.DataFrame:
-    """Cases of each class at each client: one row a client, with its total and share, and the groups it holds cases of."""
+    """Count the cases of each class at each client: one row a client, with its total and share, and its groups."""
     label = cases["label"].replace("", "volumes")
     counts = pd.DataFrame([label.iloc[rows].value_counts() for rows in clients]).fillna(0).astype(int)
     counts.index = pd.RangeIndex(1, len(clients) + 1, name="client")

@@ -1,27 +1,30 @@
-"""Wrap a Flower strategy in what a study needs: seeded sampling, checked replies, a fixed order, and a row per client.
+"""Train by a Flower strategy as a study needs it: seeded sampling, checked replies, a fixed order, and a row per client.
 
 Flower leaves these open. It aggregates in order of arrival, which gives other weights each time; it averages the rest when
 a client fails; and it drops what each client did. A client that fails stops the run here, unless a quorum allows for it.
 """
 
 import math
-from collections.abc import Iterable
+import time
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from fedlib.config import RunConfig
 from fedlib.federated.client_app import local_state, shared_state
-from fedlib.federated.privacy import central_privacy, seed_noise
+from fedlib.federated.privacy import seed_noise
 from fedlib.federated.strategies import CONTROL, flower_strategy
+from fedlib.training.run_store import State, software
 
-ABSENT = {"n": 0, "seconds": 0.0, "bytes_down": 0, "bytes_up": 0}
+CONNECT_SECONDS = 120.0
+"""How long the server waits for the clients' nodes to connect (*chosen*)."""
+ABSENT = {"seconds": 0.0, "bytes_down": 0, "bytes_up": 0}
 """What an absent client adds to a round."""
 
 
@@ -29,140 +32,124 @@ class FederationError(RuntimeError):
     """Too many clients failed: their numbers, the round and the causes."""
 
 
-class CheckedStrategy(Strategy):
-    """A wrapper like Flower's own for privacy: the wrapped strategy sees trainable weights of accepted replies only.
+class CheckedStrategy:
+    """A Flower strategy and the clients that it trains. It sees trainable weights of valid replies only.
 
     Buffers (running mean and variance of BatchNorm, its counter) are averaged by cases under every strategy: a step of
     Adam on a variance could make it negative, and a counter is a whole number.
-    `nodes`: the client of each node id. `cases`: training cases of each client. `clients`: rows of clients.csv so far.
+    `cases`: training cases of each client. `clients`: rows of clients.csv so far; each round adds its own.
     """
 
-    def __init__(self, config: RunConfig, model: torch.nn.Module, nodes: dict[int, int], cases: list[int], clients: list):
-        self.config, self.nodes, self.cases = config, nodes, cases
-        self.base: FedAvg = flower_strategy(config.strategy, cases)
-        self.strategy: Strategy = central_privacy(config, self.base) if config.privacy == "central" else self.base
+    def __init__(self, grid: Grid, config: RunConfig, model: torch.nn.Module, cases: list[int], clients: list[dict]):
+        self.grid, self.config, self.cases, self.clients = grid, config, cases, clients
+        self.strategy = flower_strategy(config, cases)
         self.initial = ArrayRecord(shared_state(config, model))
         self.trainable = {name for name, _ in model.named_parameters()} - set(local_state(config, model))
-        self.accepted = {row["client"]: row["round"] for row in clients if "absent" not in row}
-        self.rounds_before = max((row["round"] for row in clients), default=0)
-        self.asked: list[int] = []
-        self.bytes_down: dict[int, int] = {}
-        self.rows: dict[int, dict] = {}
-        """Rows of clients.csv of the last round, by client."""
-        self.validation: dict[str, float] = {}
-        """Mean of the clients' validation scores after the last round, where each has its own model."""
+        self.nodes = self._identify()
+        """The client of each node id. Node ids are random, clients are not."""
 
-    def summary(self) -> None:
-        """Log the wrapped strategy's summary."""
-        self.strategy.summary()
+    def train(self, number: int, arrays: ArrayRecord) -> ArrayRecord:
+        """Train round `number` from these weights and return their aggregate. Raises what `_ask` raises."""
+        asked = participants(self.config, number)
+        nodes = {node: client for node, client in self.nodes.items() if client in asked}
+        sampled = SimpleNamespace(get_node_ids=lambda: list(nodes))  # all that Flower asks of a grid here
+        trainable = self._select(arrays, trainable=True)
+        message, *_ = self.strategy.configure_train(number, trainable, ConfigRecord(), sampled)  # the same content for all
+        content = {**message.content, "arrays": arrays}
+        replies, rows = self._ask(f"round {number}", "train", content, nodes, self.config.quorum)
+        for client, row in rows.items():
+            n = self.cases[client] if client in replies else 0
+            self.clients.append({"round": number, "client": client, "n": n, **row})
+        return self._aggregate(number, replies)
 
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
-        """Return Flower's messages to this round's clients; rounds are counted over the whole run, not from a restart."""
-        number = self.rounds_before + server_round
-        self.asked = participants(self.config, number)
-        node_ids = [node for node, client in self.nodes.items() if client in self.asked]
-        sampled = SimpleNamespace(get_node_ids=lambda: node_ids)  # all that Flower asks of a grid here
-        messages = self.strategy.configure_train(number, self._select(arrays, trainable=True), config, sampled)
-        return [self._addressed(message, arrays) for message in messages]
+    def validate(self, number: int, arrays: ArrayRecord) -> dict[str, float]:
+        """Return the mean of the clients' validation scores, each of its own model; add traffic and time to the round."""
+        replies, rows = self._ask(f"round {number}", "evaluate", {"arrays": arrays}, self.nodes, self.config.quorum)
+        trained = {row["client"]: row for row in self.clients if row["round"] == number}
+        for client, row in rows.items():
+            for name in ABSENT:
+                trained[client][name] += row.pop(name)
+        return pd.DataFrame([rows[client] for client in replies]).mean().to_dict()
 
-    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
-        """Check the replies, and let the strategy aggregate the accepted ones in the order of the clients.
+    def local_states(self) -> dict[int, State]:
+        """Return what each client keeps of the model for itself."""
+        replies, _ = self._ask("after the last round", "query.local", {}, self.nodes)
+        return {client: reply.content["arrays"].to_torch_state_dict() for client, reply in replies.items()}
 
-        Raises FederationError when fewer clients than the quorum sent a valid reply, or one replied twice.
+    def _identify(self) -> dict[int, int]:
+        """Ask every node which client it is: node id -> client.
+
+        Raises FederationError when nodes are missing after CONNECT_SECONDS, when software or data of one is not the
+        server's, or when they are not the clients 0 to n_clients - 1.
         """
-        number = self.rounds_before + server_round
-        received, absent = self._receive(number, replies)
-        absent |= {client: fault for client, reply in received.items() if (fault := self._fault(client, reply))}
-        accepted = {client: received[client] for client in sorted(received) if client not in absent}
-        self._check_quorum(number, len(accepted), absent)
-        self.accepted |= dict.fromkeys(accepted, number)
-        self.rows = {client: {"round": number, "client": client} for client in self.asked}
-        for client, reply in accepted.items():
-            traffic = {"bytes_down": self.bytes_down[client], "bytes_up": count_bytes(reply.content)}
-            self.rows[client] |= {"n": self.cases[client], **_metrics(reply), **traffic}
-        for client, reason in absent.items():
-            self.rows[client] |= {**ABSENT, "absent": reason}
-        return self._aggregate(number, accepted), MetricRecord()
+        until, wanted = time.monotonic() + CONNECT_SECONDS, self.config.n_clients
+        while len(node_ids := list(self.grid.get_node_ids())) < wanted:
+            if time.monotonic() > until:
+                raise FederationError(f"{len(node_ids)} of {wanted} clients connected within {CONNECT_SECONDS:.0f} s")
+            time.sleep(0.2)
+        content = {"software": ConfigRecord(software())}
+        _, rows = self._ask("before the first round", "query", content, {node: node for node in node_ids})
+        nodes = {node: int(row["client"]) for node, row in rows.items()}
+        if sorted(nodes.values()) != list(range(wanted)):
+            found = f"the connected nodes are clients {sorted(nodes.values())}"
+            raise FederationError(f"{found}, expected each of 0 to {wanted - 1} once (their partition-id)")
+        return nodes
 
-    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
-        """Ask all clients to validate where each has its own model; else nobody."""
-        if not self.config.is_personalized:
-            return []
-        self.asked = sorted(self.nodes.values())
-        content = RecordDict({"arrays": arrays, "config": config})
-        messages = [Message(content, dst_node_id=node, message_type="evaluate") for node in self.nodes]
-        return [self._addressed(message, arrays) for message in messages]
+    def _ask(
+        self, when: str, kind: str, content: dict[str, Any], nodes: dict[int, int], quorum: float = 1.0
+    ) -> tuple[dict[int, Message], dict[int, dict]]:
+        """Send a message to clients, by node id; return their valid replies, and a row for each client.
 
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
-        """Average the validation scores of the clients' own models; their messages count as traffic of the round."""
-        if not self.config.is_personalized:
-            return
-        number = self.rounds_before + server_round
-        received, absent = self._receive(number, replies)
-        self._check_quorum(number, len(received), absent)
-        for client, reply in received.items():
-            self.rows[client]["bytes_down"] += self.bytes_down[client]
-            self.rows[client]["bytes_up"] += count_bytes(reply.content)
-            self.rows[client]["seconds"] += reply.content["metrics"].pop("seconds")
-        self.validation = pd.DataFrame([_metrics(received[client]) for client in sorted(received)]).mean().to_dict()
-
-    def client_message(self, node: int, config: ConfigRecord, kind: str) -> Message:
-        """Return a message without weights to a node."""
-        return self._addressed(Message(RecordDict({"config": config}), dst_node_id=node, message_type=kind))
-
-    def _addressed(self, message: Message, arrays: ArrayRecord | None = None) -> Message:
-        """Add the client's last accepted round and all shared weights to a message; Flower's content is one for all."""
-        client = self.nodes[message.metadata.dst_node_id]
-        config = ConfigRecord({**message.content["config"], "accepted-round": self.accepted.get(client, 0)})
-        weights = {} if arrays is None else {"arrays": arrays}
-        message.content = RecordDict({**message.content, "config": config, **weights})
-        self.bytes_down[client] = count_bytes(message.content)
-        return message
-
-    def _receive(self, number: int, replies: Iterable[Message]) -> tuple[dict[int, Message], dict[int, str]]:
-        """Return the reply of each client, and why others have none; as soon as too many failed, stop the run."""
-        received, absent, unnamed = {}, {}, []
-        for reply in replies:
-            client = self.nodes.get(reply.metadata.src_node_id)
+        A row holds metrics and bytes, or why the client is absent. Both are in the order of the clients, not of arrival.
+        Each message also has the run's settings and the client's last accepted round. Before the clients are known, nodes
+        stand for them.
+        Raises FederationError as soon as fewer valid replies than the quorum are possible, or when a client replies twice.
+        """
+        who, down, messages = "node" if kind == "query" else "client", count_bytes(RecordDict(content)), []
+        accepted = {row["client"]: row["round"] for row in self.clients if "absent" not in row} if who == "client" else {}
+        settings = {**content.get("config", {}), "run": self.config.model_dump_json()}
+        for node, client in nodes.items():
+            config = ConfigRecord({**settings, "accepted-round": accepted.get(client, 0)})
+            messages.append(Message(RecordDict({**content, "config": config}), dst_node_id=node, message_type=kind))
+        replies, rows, unnamed = {}, {}, set()
+        for reply in self.grid.send_and_receive(messages, timeout=self.config.reply_timeout):
+            client = nodes.get(reply.metadata.src_node_id)
             if client is None:  # in the SuperLink's name, for a node that is gone
-                unnamed.append(" ".join(reply.error.reason.split()))
-            elif client in received or client in absent:
-                raise FederationError(f"round {number}: client {client}: replied twice")
-            elif reply.has_error():
-                reason = " ".join(reply.error.reason.split())
-                absent[client] = reason if reason.startswith(f"client {client} ") else f"client {client}: {reason}"
-                self._check_quorum(number, len(self.asked) - len(absent), absent)
+                unnamed.add(" ".join(reply.error.reason.split()))
+            elif client in rows:
+                raise FederationError(f"{when}: {who} {client}: replied twice")
+            elif fault := self._fault(client, kind, reply):
+                named = fault.startswith(("client ", "node "))
+                rows[client] = {**ABSENT, "absent": fault if named else f"{who} {client}: {fault}"}
+                _check_quorum(when, quorum, len(nodes), rows)
             else:
-                received[client] = reply
-        why = "; ".join(sorted(set(unnamed))) or f"within {self.config.reply_timeout:g} s"
-        silent = set(self.asked) - set(received) - set(absent)
-        return received, absent | {client: f"client {client}: no reply ({why})" for client in silent}
+                replies[client] = reply
+                metrics = {name: value for name, value in reply.content["metrics"].items() if name != "num-examples"}
+                rows[client] = {**metrics, "bytes_down": down, "bytes_up": count_bytes(reply.content)}
+        why = "; ".join(sorted(unnamed)) or f"within {self.config.reply_timeout:g} s"
+        silent = set(nodes.values()) - set(rows)
+        rows |= {client: {**ABSENT, "absent": f"{who} {client}: no reply ({why})"} for client in silent}
+        _check_quorum(when, quorum, len(nodes), rows)
+        return dict(sorted(replies.items())), dict(sorted(rows.items()))
 
-    def _check_quorum(self, number: int, valid: int, absent: dict[int, str]) -> None:
-        needed, asked = math.ceil(self.config.quorum * len(self.asked)), len(self.asked)
-        if valid < needed:
-            reasons = "; ".join(absent[client] for client in sorted(absent))
-            raise FederationError(
-                f"round {number}: {reasons}; expected valid replies from {needed} of {asked} clients, {valid} possible"
-            )
-
-    def _fault(self, client: int, reply: Message) -> str:
-        """Say what is wrong with an update: other cases, names, shapes or types than expected, or not finite."""
+    def _fault(self, client: int, kind: str, reply: Message) -> str:
+        """Say what is wrong with a reply: an error, or other cases, names, shapes or types than expected, or not finite."""
+        if reply.has_error():
+            return " ".join(reply.error.reason.split())
+        if kind != "train":
+            return ""
         n = reply.content["metrics"].get("num-examples", self.cases[client])
         if n != self.cases[client]:  # the weight of its update
-            return f"client {client}: trained on {n} cases, expected {self.cases[client]}, its share"
-        expected = {"arrays": self.initial}
+            return f"trained on {n} cases, expected {self.cases[client]}, its share"
+        fault = _array_fault(reply.content.get("arrays", {}), self.initial)
         if self.config.strategy == "scaffold":
-            expected[CONTROL] = self._select(self.initial, trainable=True)
-        for key, arrays in expected.items():
-            if fault := _array_fault(reply.content.get(key, {}), arrays):
-                return f"client {client}: {fault}"
-        return ""
+            fault = fault or _array_fault(reply.content.get(CONTROL, {}), self._select(self.initial, trainable=True))
+        return fault
 
-    def _aggregate(self, number: int, accepted: dict[int, Message]) -> ArrayRecord:
+    def _aggregate(self, number: int, replies: dict[int, Message]) -> ArrayRecord:
         """Return the strategy's aggregate of the trainable weights, with the mean of the buffers."""
         buffers = []
-        for client, reply in accepted.items():
+        for client, reply in replies.items():
             weight = 1 if self.config.privacy == "central" else self.cases[client]  # its noise suits equal clients
             reply.content["metrics"] = metrics = MetricRecord({"num-examples": weight})
             update = reply.content["arrays"]
@@ -170,7 +157,7 @@ class CheckedStrategy(Strategy):
             reply.content["arrays"] = self._select(update, trainable=True)
         if self.config.privacy == "central":
             seed_noise(self.config, self.config.n_clients, number)
-        weights, _ = self.strategy.aggregate_train(number, list(accepted.values()))
+        weights, _ = self.strategy.aggregate_train(number, list(replies.values()))
         merged = {**weights, **aggregate_arrayrecords(buffers, "num-examples")}
         return ArrayRecord({name: _as_type(merged[name], array.dtype) for name, array in self.initial.items()})
 
@@ -189,6 +176,15 @@ def count_bytes(content: RecordDict) -> int:
     return sum(record.count_bytes() for record in content.values() if not isinstance(record, ConfigRecord))
 
 
+def _check_quorum(when: str, quorum: float, asked: int, rows: dict[int, dict]) -> None:
+    """Raise FederationError when too many of the rows are those of absent clients."""
+    reasons = [row["absent"] for _, row in sorted(rows.items()) if "absent" in row]
+    needed, possible = math.ceil(quorum * asked), asked - len(reasons)
+    if possible < needed:
+        expected = f"expected valid replies from {needed} of {asked} clients, {possible} possible"
+        raise FederationError(f"{when}: {'; '.join(reasons)}; {expected}")
+
+
 def _array_fault(update: ArrayRecord, expected: ArrayRecord) -> str:
     if odd := sorted(set(update) ^ set(expected)):
         return f"missing or unknown weights, {', '.join(odd[:3])}; expected those of the model"
@@ -199,10 +195,6 @@ def _array_fault(update: ArrayRecord, expected: ArrayRecord) -> str:
         if not np.isfinite(values).all():
             return f"{name} is not finite"
     return ""
-
-
-def _metrics(reply: Message) -> dict:
-    return {name: value for name, value in reply.content["metrics"].items() if name != "num-examples"}
 
 
 def _as_type(array: Array, dtype: str) -> Array:

@@ -27,7 +27,7 @@ from fedlib.data.partition import clients_of
 from fedlib.federated.privacy import local_privacy, seed_noise
 from fedlib.federated.strategies import CONTROL, ControlVariate, proximal_term
 from fedlib.training.loop import evaluate, initial_model, train_round
-from fedlib.training.run_store import State, software
+from fedlib.training.run_store import RunStore, State, software
 
 CLIENT_APP_ERROR = 2
 """Flower's code for a ClientApp that raised an exception."""
@@ -44,37 +44,27 @@ class NodeError(UserError):
 
 
 class ClientState:
-    """Tensors that a client keeps from round to round on its own disk, a file per round.
+    """Tensors that a client keeps from round to round in a file on its own disk.
 
-    Only the state of a round whose reply the server accepted counts; the server names that round in its next message.
+    Only the state of a round whose reply the server accepted counts; the server names that round in its next message. So the
+    file holds two states: that of the last accepted round, and that of the round whose reply is under way.
     """
 
-    def __init__(self, folder: Path, client: int):
-        self.folder, self.client = folder, client
-
-    def load(self, round_number: int) -> State:
-        """Return the state after a round; empty for round 0. Raises NodeError when the file is missing."""
-        if round_number == 0:
-            return {}
-        if not (path := self._path(round_number)).exists():
+    def __init__(self, path: Path, accepted: int):
+        """Read the state after the last accepted round (0: none). Raises NodeError when the file does not hold it."""
+        self.path, self.accepted, head = path, accepted, f"{accepted}."
+        stored = load_file(path) if accepted and path.exists() else {}
+        self.kept = {name.removeprefix(head): tensor for name, tensor in stored.items() if name.startswith(head)}
+        if accepted and not self.kept:
             begin = "remove the run's checkpoint at the server to begin anew"
-            raise NodeError(f"its state of round {round_number} is missing from its state-dir; {begin}")
-        return load_file(path)
+            raise NodeError(f"its state of round {accepted} is missing from its state-dir; {begin}")
 
     def save(self, round_number: int, state: State) -> None:
-        """Write the state after a round."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        content = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        write_atomically(self._path(round_number), save(content))
-
-    def discard_except(self, round_number: int) -> None:
-        """Delete the state of all other rounds: of rejected replies, and of an earlier or interrupted run."""
-        for path in self.folder.glob(f"client{self.client}-*.safetensors"):
-            if path != self._path(round_number):
-                path.unlink()
-
-    def _path(self, round_number: int) -> Path:
-        return self.folder / f"client{self.client}-{round_number:05}.safetensors"
+        """Add the state after this round; forget those of other rounds, of rejected replies or of an interrupted run."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        states = {self.accepted: self.kept, round_number: state}
+        named = {f"{number}.{name}": tensor for number, kept in states.items() for name, tensor in kept.items()}
+        write_atomically(self.path, save(named))
 
 
 @dataclass(frozen=True)
@@ -85,41 +75,35 @@ class ClientTask:
     data: PreparedDataset
     client: int
     round: int
-    accepted: int
-    """The last round whose reply of this client the server accepted; 0: none."""
-    state: ClientState | None
-    """None where a client keeps nothing."""
-    template: torch.nn.Module
-    """The run's initial model."""
     rows: np.ndarray
     """The client's training rows."""
+    model: torch.nn.Module
+    """With the weights of the message, if it holds any, and those that the client has kept."""
+    state: ClientState | None
+    """None where a client keeps nothing."""
 
     @classmethod
     def from_message(cls, message: Message, context: Context) -> "ClientTask":
         """Read message and node. Raises NodeError when the node lacks a key or holds another prepared set than the run's."""
-        config, client = run_config_of(message), client_id(context)
-        data = open_prepared(_node_folder(context, "data-dir"), config.task)
+        settings, client = message.content["config"], context.node_config.get("partition-id")
+        if type(client) is not int:
+            raise NodeError("no partition-id in its --node-config; expected the number of its client, from 0")
+        config = RunConfig.model_validate_json(str(settings["run"]))
+        data = open_prepared(_folder(context, "data-dir", "data-dir"), config.task)
         if data.fingerprint != config.data_fingerprint:
             found = f"its prepared set has fingerprint {data.fingerprint[:12]}"
             raise NodeError(f"{found}, expected {config.data_fingerprint[:12]}, the run's")
-        keeps = config.strategy == "scaffold" or config.is_personalized
-        state = ClientState(_state_folder(context, config), client) if keeps else None
+        state = None
+        if config.strategy == "scaffold" or config.is_personalized:
+            folder = RunStore(_folder(context, "state-dir", "out-dir")).folder / config.run_id / "checkpoints"
+            state = ClientState(folder / f"client{client}.safetensors", int(settings.get("accepted-round", 0)))
         with _lock:
             template, partition = _model_and_partition(config, data.folder)
-        settings = message.content["config"]
-        rounds = int(settings.get("server-round", 0)), int(settings.get("accepted-round", 0))
-        return cls(config, data, client, *rounds, state, template, partition[client])
-
-    def kept(self) -> State:
-        """Return the client's state after its last accepted round."""
-        return self.state.load(self.accepted) if self.state else {}
-
-    def model(self, message: Message, kept: State) -> torch.nn.Module:
-        """Build the model of this message: the weights that were sent, and the local ones among `kept`."""
-        model = copy.deepcopy(self.template)
-        local = {name: tensor for name, tensor in kept.items() if not name.startswith(f"{CONTROL}.")}
-        model.load_state_dict(model.state_dict() | message.content["arrays"].to_torch_state_dict() | local)
-        return model
+        model = copy.deepcopy(template)
+        sent = message.content.get("arrays", ArrayRecord()).to_torch_state_dict()
+        own = {name: tensor for name, tensor in state.kept.items() if not name.startswith(f"{CONTROL}.")} if state else {}
+        model.load_state_dict(model.state_dict() | sent | own)
+        return cls(config, data, client, int(settings.get("server-round", 0)), partition[client], model, state)
 
 
 def report_errors(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -135,45 +119,29 @@ def report_errors(message: Message, context: Context, call_next: ClientAppCallab
         if not (isinstance(error, NodeError) or context.node_config.get("full-errors")):
             logging.getLogger("flwr").exception("the client failed")
             cause = f"{type(error).__name__} (the node's log says more)"
-        try:
-            name = f"client {client_id(context)}"
-        except NodeError:
-            name = f"node {context.node_id}"
+        client = context.node_config.get("partition-id")
+        name = f"node {context.node_id}" if client is None else f"client {client}"
         return Message(Error(CLIENT_APP_ERROR, f"{name} failed: {' '.join(cause.split())}"), reply_to=message)
-
-
-def local_dp(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Mod: apply local differential privacy where the run asks for it."""
-    config = run_config_of(message)
-    if config.privacy != "local":
-        return call_next(message, context)
-    seed_noise(config, client_id(context), int(message.content["config"]["server-round"]))
-    return local_privacy(config)(message, context, call_next)
 
 
 @client_app.query(mods=[report_errors])
 def identify(message: Message, context: Context) -> Message:
     """Reply with the node's client id, once its software and its data have proved to be the run's."""
-    client, server = client_id(context), dict(message.content["software"])
+    server = message.content["software"]
     for name, found in software().items():
         if found != server.get(name):
             raise NodeError(f"{name} {found}, expected {server.get(name)}, the server's")
-    ClientTask.from_message(message, context)
-    return Message(RecordDict({"metrics": MetricRecord({"client": client})}), reply_to=message)
+    task = ClientTask.from_message(message, context)
+    return Message(RecordDict({"metrics": MetricRecord({"client": task.client})}), reply_to=message)
 
 
-@client_app.train(mods=[report_errors, local_dp])
+@client_app.train(mods=[report_errors])
 def train(message: Message, context: Context) -> Message:
     """Train the global model on the client's cases for one round; reply with the weights that are shared."""
     task = ClientTask.from_message(message, context)
-    config = task.config
-    if task.state:
-        task.state.discard_except(task.accepted)
-    kept = task.kept()
-    model = task.model(message, kept)
-    correct = None
+    config, model, correct = task.config, task.model, None
     if CONTROL in message.content:
-        correct = ControlVariate(model, message.content[CONTROL].to_torch_state_dict(), kept)
+        correct = ControlVariate(model, message.content[CONTROL].to_torch_state_dict(), task.state.kept)
     elif mu := message.content["config"].get("proximal-mu"):
         correct = proximal_term(model, mu)
 
@@ -190,18 +158,20 @@ def train(message: Message, context: Context) -> Message:
     if task.state:
         task.state.save(task.round, state)
     trained["num-examples"] = trained.pop("n")
-    if config.privacy == "local":  # epsilon covers noisy weights, not exact metrics
-        trained = {"seconds": trained["seconds"]}
     content["metrics"] = MetricRecord(trained)
-    return Message(content, reply_to=message)
+    reply = Message(content, reply_to=message)
+    if config.privacy == "local":
+        content["metrics"] = MetricRecord({"seconds": trained["seconds"]})  # epsilon covers noisy weights, no exact metrics
+        seed_noise(config, task.client, task.round)
+        reply = local_privacy(config)(message, context, lambda *_: reply)
+    return reply
 
 
 @client_app.evaluate(mods=[report_errors])
 def validate(message: Message, context: Context) -> Message:
     """Score the client's own model, where it has one, on the validation split."""
     began, task = time.perf_counter(), ClientTask.from_message(message, context)
-    cases = evaluate(task.model(message, task.kept()), task.data, task.data.split("val"), task.config)
-    scores = tasks.get(task.config.task).summarize(cases)
+    scores = tasks.get(task.config.task).summarize(evaluate(task.model, task.data, task.data.split("val"), task.config))
     metrics = MetricRecord({**scores, "seconds": time.perf_counter() - began})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
@@ -213,8 +183,8 @@ def send_local_state(message: Message, context: Context) -> Message:
     A hospital would not send them; it would score its model at home.
     """
     task = ClientTask.from_message(message, context)
-    arrays = ArrayRecord(local_state(task.config, task.template) | task.kept())
-    return Message(RecordDict({"arrays": arrays}), reply_to=message)
+    content = {"arrays": ArrayRecord(local_state(task.config, task.model)), "metrics": MetricRecord()}
+    return Message(RecordDict(content), reply_to=message)
 
 
 def local_state(config: RunConfig, model: torch.nn.Module) -> State:
@@ -231,30 +201,11 @@ def shared_state(config: RunConfig, model: torch.nn.Module) -> State:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in local}
 
 
-def client_id(context: Context) -> int:
-    """Return the number of a node's client. Raises NodeError when its configuration lacks it."""
-    value = context.node_config.get("partition-id")
-    if type(value) is not int:
-        raise NodeError("no partition-id in its --node-config; expected the number of its client, from 0")
-    return value
-
-
-def run_config_of(message: Message) -> RunConfig:
-    """Read the run's configuration."""
-    return RunConfig.model_validate_json(str(message.content["config"]["run"]))
-
-
-def _node_folder(context: Context, key: str) -> Path:
-    """Return a folder of the node; in Flower's simulation, all on one machine, it is in the run config."""
-    if folder := context.node_config.get(key) or context.run_config.get(key):
+def _folder(context: Context, key: str, in_simulation: str) -> Path:
+    """Return a folder of the node; in Flower's simulation, all on one machine, it is a folder of the run config."""
+    if folder := context.node_config.get(key) or context.run_config.get(in_simulation):
         return Path(str(folder))
     raise NodeError(f"no {key} in its --node-config; expected a folder of the node")
-
-
-def _state_folder(context: Context, config: RunConfig) -> Path:
-    if "state-dir" not in context.node_config and (out_dir := context.run_config.get("out-dir")):
-        return Path(str(out_dir)) / "runs" / config.run_id / "checkpoints"
-    return _node_folder(context, "state-dir") / config.run_id
 
 
 @functools.lru_cache(maxsize=1)

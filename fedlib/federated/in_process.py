@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from itertools import islice
 
 import torch
@@ -16,25 +15,22 @@ from fedlib.config import RunConfig
 from fedlib.data.dataset import PreparedDataset
 from fedlib.federated.client_app import client_app, stop_training
 from fedlib.federated.server_app import serve
-from fedlib.training.loop import cores, deterministic_kernels, device
-from fedlib.training.run_store import RunRecord
+from fedlib.training.loop import cores, device
+from fedlib.training.run_store import Run
 
 SERVER_NODE, FIRST_CLIENT_NODE = 1, 2
+log = logging.getLogger("flwr")
 
 
-def train_federated(config: RunConfig, data: PreparedDataset, record: RunRecord) -> None:
-    """Run a federation of `config.n_clients` clients; the outcome is in the record.
+def train_federated(config: RunConfig, data: PreparedDataset, run: Run) -> None:
+    """Run a federation of `config.n_clients` clients; the outcome is in the run's folder.
 
     Raises what `serve` raises.
     """
-    node = {"data-dir": str(data.folder), "state-dir": str(record.folder / "checkpoints"), "full-errors": True}
+    node = {"data-dir": str(data.folder), "state-dir": str(run.folder.parent.parent), "full-errors": True}
     at_a_time, threads = parallel_clients(config)
-    with (
-        _quiet(),
-        deterministic_kernels(config),
-        InProcessGrid(client_app, config.n_clients, node, at_a_time, threads) as grid,
-    ):
-        serve(grid, config, data, record)
+    with InProcessGrid(client_app, config.n_clients, node, at_a_time, threads) as grid:
+        serve(grid, config, data, run)
 
 
 def parallel_clients(config: RunConfig) -> tuple[int, int]:
@@ -51,7 +47,8 @@ def parallel_clients(config: RunConfig) -> tuple[int, int]:
 class InProcessGrid(Grid):
     """Deliver messages by calling the ClientApp, `at_a_time` clients in a thread each.
 
-    Leaving its context stops the clients that are training, at their next step.
+    Within its context Flower logs errors only: a progress bar and the run store show the rest. Leaving it stops the clients
+    that are training, at their next step.
     """
 
     def __init__(self, app: ClientApp, n_clients: int, node: dict | None = None, at_a_time: int = 1, threads: int = 1):
@@ -65,11 +62,14 @@ class InProcessGrid(Grid):
 
     def __enter__(self) -> "InProcessGrid":
         stop_training.clear()
+        self.log_level = log.level
+        log.setLevel(logging.ERROR)
         return self
 
     def __exit__(self, *_: object) -> None:
         stop_training.set()
         self.pool.shutdown(cancel_futures=True)
+        log.setLevel(self.log_level)
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of the clients' nodes."""
@@ -93,15 +93,3 @@ class InProcessGrid(Grid):
 
     set_run = create_message = push_messages = pull_messages = _unsupported
     run = property(_unsupported)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Flower's log, but for errors: a progress bar and the run store show the same."""
-    logger = logging.getLogger("flwr")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -20,7 +20,11 @@ from flwr.serverapp.strategy import (
     FedTrimmedAvg,
     FedYogi,
     Krum,
+    Strategy,
 )
+
+from fedlib.config import RunConfig
+from fedlib.federated.privacy import central_privacy
 
 CONTROL = "control"
 """Name of SCAFFOLD's control variates in messages and files."""
@@ -83,7 +87,7 @@ class ControlVariate:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return c_i+, for the client's next round."""
-        return {f"{CONTROL}.{name}": (total / self.steps).cpu() for name, total in self.sum.items()}
+        return {f"{CONTROL}.{name}": (total / self.steps).cpu().contiguous() for name, total in self.sum.items()}
 
     def change(self) -> dict[str, torch.Tensor]:
         """Return c_i+ - c_i, which the client sends."""
@@ -118,19 +122,20 @@ STRATEGIES: dict[str, tuple[type[FedAvg], dict[str, float]]] = {
 }
 
 
-def flower_strategy(name: str, cases: list[int]) -> FedAvg:
-    """Build the strategy of that name. `cases`: training cases of each client."""
-    strategy, options = STRATEGIES[name]
-    if strategy is Scaffold:
+def flower_strategy(config: RunConfig, cases: list[int]) -> Strategy:
+    """Build the strategy of a run. `cases`: training cases of each client."""
+    kind, options = STRATEGIES[config.strategy]
+    if kind is Scaffold:
         options = {"total_cases": sum(cases)}
-    return strategy(min_train_nodes=1, min_available_nodes=1, **options)
+    strategy = kind(min_train_nodes=1, min_available_nodes=1, **options)
+    return central_privacy(config, strategy) if config.privacy == "central" else strategy
 
 
 SERVER_STATE = ("m_t", "v_t", "momentum_vector", "control")
 """Attributes that strategies carry from round to round: by name of the weight, only FedAvgM's momentum in their order."""
 
 
-def get_server_state(strategy: FedAvg) -> dict[str, torch.Tensor]:
+def get_server_state(strategy: Strategy) -> dict[str, torch.Tensor]:
     """Return what a strategy carries to the next round, for a checkpoint."""
     state: dict[str, torch.Tensor] = {}
     for attribute in SERVER_STATE:
@@ -140,7 +145,7 @@ def get_server_state(strategy: FedAvg) -> dict[str, torch.Tensor]:
     return state
 
 
-def load_server_state(strategy: FedAvg, state: dict[str, torch.Tensor]) -> None:
+def load_server_state(strategy: Strategy, state: dict[str, torch.Tensor]) -> None:
     """Restore what `get_server_state` returned."""
     for attribute in SERVER_STATE:
         head = f"strategy.{attribute}."

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fedlib import analysis
-from fedlib.config import RECIPE, StudyConfig, UserError
+from fedlib.config import RECIPE, UserError
 from fedlib.data.dataset import PreparedDataset, open_prepared
 from fedlib.data.files import file_sha256, write_atomically
 from fedlib.study import experiment
@@ -32,7 +32,8 @@ def write_crate(out_dir: Path, runs: list[Run]) -> None:
     crate = ROCrate(version="1.1")  # which archives read
     crate.name = "Federated against centralized learning on medical images"
     crate.description = "A study by fedlib: every trained run with its record, and the report. Research only."
-    crate.root_dataset["datePublished"] = max([run.status["since"] for run in runs] or [crate.datePublished])
+    if runs:
+        crate.root_dataset["datePublished"] = max(run.status["since"] for run in runs)
     rights = {"@type": "CreativeWork", "name": "Not stated: add a licence and the authors before you publish"}
     crate.license, sources = crate.add(ContextEntity(crate, "#rights", properties=rights)), {}
 
@@ -40,10 +41,10 @@ def write_crate(out_dir: Path, runs: list[Run]) -> None:
         kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
         return crate.add_file(out_dir / name, name, properties={"name": name, "sha256": sha256, "encodingFormat": kind})
 
-    for task, known in recall_studies(out_dir).items():
-        about = {"@type": "Dataset", "name": known["data"]["title"], "identifier": known["data"]["fingerprint"]}
-        about["description"] = f"The prepared set for {task}; its images are not part of this crate."
-        sources[task] = crate.add(ContextEntity(crate, f"#data-{task}", properties=about))
+    for study, data in recall_studies(out_dir):
+        about = {"@type": "Dataset", "name": data["title"], "identifier": data["fingerprint"]}
+        about["description"] = f"The prepared set for {study.task}; its images are not part of this crate."
+        sources[study.task] = crate.add(ContextEntity(crate, f"#data-{study.task}", properties=about))
     for name in ("index.html", "results.csv", "study.json"):
         add_file(name, file_sha256(out_dir / name))
     for run in runs:
@@ -69,17 +70,17 @@ def verify(out_dir: Path, run_id: str | None = None) -> tuple[list[str], str]:
     Returns what is wrong, a line each, and one line that says what agrees.
     Raises UserError when there is no such run, or when it or its data cannot be had.
     """
-    runs = {run.folder.name: run for run in RunStore(out_dir).all() if run.done}
+    store = RunStore(out_dir)
+    runs = {run.folder.name: run for run in store.all() if run.done}
     if not runs or run_id not in (None, *runs):
         raise UserError(f"{out_dir}: no finished run {run_id or ''}; expected one of {', '.join(runs) or 'some'}")
-    intact, problems = analysis.check_integrity(list(runs.values()))
-    wrong = [f"{run_id}: {problem}" for run_id, problem in problems.itertuples(index=False)]
+    intact, damaged = analysis.check_integrity(store, runs)
+    wrong = [f"{name}: {why}" for name, why in damaged.items()]
     wrong += [*_other_weights(intact), *_other_files(out_dir)]
     run = runs[run_id] if run_id else min(intact or runs.values(), key=lambda run: run.result["seconds"])
-    agreed = f"{len(runs) - len(problems)} of {len(runs)} runs are as they were recorded"
-    known = recall_studies(out_dir).get(run.config.task)
-    study = StudyConfig.make(**known["study"] | {"out_dir": out_dir}) if known else None
-    data = open_prepared(study.prepared_dir, run.config.task) if study else None
+    agreed = f"{len(intact)} of {len(runs)} runs are as they were recorded"
+    folders = [study.prepared_dir for study, data in recall_studies(out_dir) if study.task == run.config.task]
+    data = open_prepared(*folders, run.config.task) if folders else None
     if not data or data.fingerprint != run.config.data_fingerprint or run.config.recipe != RECIPE:
         raise UserError(f"{run.folder.name}: of other data or another version (commit {run.provenance['commit']}); {agreed}")
     again, same_conditions = _train_again(run, data)

@@ -98,8 +98,7 @@ def _bundle(run: Run, data: PreparedDataset) -> tuple[dict[str, Any], dict[str, 
 
 def model_card(run: Run, study: StudyConfig, data: PreparedDataset, difference: float) -> str:
     """Return the model card in Markdown, from the run's own record."""
-    parts = analysis.class_scores if run.config.task == "classification" else analysis.structure_scores
-    tables = {"Primary endpoints": analysis.compare([run], study), "Each part": parts([run], study)}
+    tables = {"Primary endpoints": analysis.compare([run], study), "Each part": analysis.part_scores([run], study)}
     tables |= {"Each source": analysis.by_source([run], study), "Each client": analysis.client_scores([run])}
     shown = {title: analysis.readable(table).drop(columns=["arm", "the paper"], errors="ignore")
              for title, table in tables.items() if not table.empty}  # fmt: skip

@@ -14,7 +14,6 @@ import torch
 
 from fedlib.config import RunConfig, StudyConfig, UserError
 from fedlib.data.dataset import open_prepared
-from fedlib.study.experiment import run
 from fedlib.training.run_store import RunStore
 
 CONNECT_TIMEOUT_S = 10.0
@@ -68,6 +67,8 @@ def train_on_cluster(studies: list[StudyConfig], threads: int, show_progress: Ca
 
 
 def _train(config: RunConfig, data_dir: Path, out_dir: Path, threads: int) -> None:
+    from fedlib.study.experiment import run  # here: a refusal must not wait for MONAI
+
     torch.set_num_threads(threads)
     run(config, open_prepared(data_dir), RunStore(out_dir))
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fedlib import tasks
 from fedlib.config import StudyConfig, UserError
 from fedlib.data.dataset import PreparedDataset
 from fedlib.data.files import write_atomically
@@ -11,6 +12,8 @@ from fedlib.training.run_store import Run
 
 KEPT = ("title", "synthetic", "choices", "counts")
 """What is kept of a prepared set's manifest. `choices` says how an image of it was prepared."""
+DATA = ("title", "synthetic", "fingerprint", "train", "val", "test")
+"""What readers need at least."""
 
 
 def remember_study(study: StudyConfig, data: PreparedDataset) -> None:
@@ -23,19 +26,18 @@ def remember_study(study: StudyConfig, data: PreparedDataset) -> None:
     write_atomically(path, json.dumps(known, indent=2))
 
 
-def recall_studies(out_dir: Path) -> dict[str, Any]:
-    """Return what study.json keeps of each task's study and data. Raises UserError when it is missing or damaged."""
+def recall_studies(out_dir: Path) -> list[tuple[StudyConfig, dict[str, Any]]]:
+    """Return the study of each task with what study.json keeps of its data. Raises UserError where it is damaged."""
     path = out_dir / "study.json"
     if not path.exists():
         raise UserError(f"{out_dir}: no study.json; expected a folder written by `python -m fedlib study`")
     try:
         known = json.loads(path.read_text())
-        for task in known:
-            StudyConfig.make(**known[task]["study"] | {"out_dir": out_dir})
-            _ = [known[task]["data"][name] for name in ("title", "synthetic", "fingerprint", "train", "val", "test")]
+        known = [known[task] for task in tasks.TASKS if task in known]
+        _ = [one["data"][name] for one in known for name in DATA]
+        return [(StudyConfig.make(**one["study"] | {"out_dir": out_dir}), one["data"]) for one in known]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error}); the command that made the study writes it anew") from None
-    return known
 
 
 def open_run(folder: Path) -> tuple[Run, StudyConfig, dict[str, Any]]:
@@ -50,7 +52,7 @@ def open_run(folder: Path) -> tuple[Run, StudyConfig, dict[str, Any]]:
         raise UserError(f"{folder}: {run.status['state']}; expected a run that is done")
     if run.config.has_client_models:
         raise UserError(f"{folder}: every client has a model of its own; expected a centralized run, or a federated one")
-    known = recall_studies(out_dir).get(run.config.task)
-    if not known or known["data"]["fingerprint"] != run.config.data_fingerprint:
-        raise UserError(f"{out_dir}: its study.json is of other data than {run.folder.name}; expected the run's own study")
-    return run, StudyConfig.make(**known["study"] | {"out_dir": out_dir}), known["data"]
+    for study, data in recall_studies(out_dir):
+        if data["fingerprint"] == run.config.data_fingerprint:
+            return run, study, data
+    raise UserError(f"{out_dir}: its study.json is of other data than {run.folder.name}; expected the run's own study")

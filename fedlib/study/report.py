@@ -12,7 +12,8 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from fedlib import analysis, tasks
-from fedlib.config import RunConfig, StudyConfig, UserError
+from fedlib.analysis.scores import classes_of
+from fedlib.config import StudyConfig, UserError
 from fedlib.data.files import write_atomically
 from fedlib.study.archive import write_crate
 from fedlib.study.pages import render, render_notebook
@@ -20,7 +21,6 @@ from fedlib.study.record import recall_studies
 from fedlib.training.run_store import Run, RunStore
 from fedlib.views import plots
 
-TITLES = {"classification": "Chest X-rays: classification", "segmentation": "Hearts: segmentation"}
 INTRODUCTION = """# Federated against centralized learning
 
 How do the number of clients and an unbalanced data distribution change what federated learning reaches, compared with
@@ -34,10 +34,11 @@ cannot tell, which is not the same as equal. Verdicts are not corrected for thei
 Rakotoarisedy et al., SPIE Medical Imaging 2025 ([doi 10.1117/12.3043130](https://doi.org/10.1117/12.3043130)), with other
 data and at another size. One row per run: [results.csv](results.csv). Research and teaching only; no medical use."""
 FURTHER = {
-    "What federation is worth: federated minus local-only": analysis.federated_vs_local,
-    "What the partition does: each minus balanced, federated": analysis.partition_effect,
-    "Trend over the number of clients, federated": analysis.client_trend,
-    "Each source of the set alone": analysis.by_source,
+    analysis.training_table: "Budget and training of each arm",
+    analysis.federated_vs_local: "What federation is worth: federated minus local-only",
+    analysis.partition_effect: "What the partition does: each minus balanced, federated",
+    analysis.client_trend: "Trend over the number of clients, federated",
+    analysis.by_source: "Each source of the set alone",
 }
 
 
@@ -46,53 +47,33 @@ def write_report(out_dir: Path) -> Path:
 
     Raises UserError when `out_dir` holds no study, or its study.json is damaged.
     """
-    for task in recall_studies(out_dir):
-        for notebook in sorted((out_dir / task).glob("[0-9]*.ipynb")):
+    for study, _ in recall_studies(out_dir):
+        for notebook in sorted((out_dir / study.task).glob("[0-9]*.ipynb")):
             render_notebook(notebook)
     return write_index(out_dir)
 
 
 def write_index(out_dir: Path) -> Path:
     """Write index.html, results.csv and the RO-Crate from the run store alone; return the page's path."""
-    known, store = recall_studies(out_dir), RunStore(out_dir)
-    summary, details = [_text(INTRODUCTION)], [_text(READING)]
-    for task in (task for task in tasks.TASKS if task in known):
-        config = StudyConfig.make(**known[task]["study"] | {"out_dir": out_dir})
-        planned, data = config.runs(known[task]["data"]["fingerprint"]), known[task]["data"]
-        runs, missing = _intact(store, planned)
+    store, summary, details = RunStore(out_dir), [_text(INTRODUCTION)], [_text(READING)]
+    for study, data in recall_studies(out_dir):
+        planned = [config.run_id for config in study.runs(data["fingerprint"])]
+        runs, missing = analysis.check_integrity(store, planned)
         try:
-            table = analysis.compare(runs, config)
-            answers = analysis.answer(table, analysis.client_trend(runs, config), analysis.partition_effect(runs, config))
+            table, further = analysis.compare(runs, study), {question: question(runs, study) for question in FURTHER}
+            answers = analysis.answer(table, further[analysis.client_trend], further[analysis.partition_effect])
         except UserError as refusal:
-            table, answers = None, [_note(f"<strong>Not compared.</strong> {refusal}")]
-        summary.append(_text(f"### {TITLES[task]}", *answers, *_incomplete(missing, planned), *caveats(runs, config, data)))
-        details += _comparison(task, runs, config, data, table)
-        details += _provenance(task, runs, config, missing, store, planned)
-    intact, _ = analysis.check_integrity([run for run in store.all() if run.done])
+            table, further, answers = None, {}, [_note(f"<strong>Not compared.</strong> {refusal}")]
+        if missing:
+            answers.append(_note(f"<strong>Not complete:</strong> {len(missing)} of {len(planned)} runs missing."))
+        summary.append(_text(f"### {tasks.get(study.task).TITLE}", *answers, *caveats(runs, study, data)))
+        details += _comparison(runs, study, data, table, further)
+        details += _provenance(runs, study, missing, store, planned)
+    intact, _ = analysis.check_integrity(store, [run.folder.name for run in store.all() if run.done])
     write_atomically(out_dir / "results.csv", store.results(intact).to_csv(index=False))
     write_atomically(out_dir / "index.html", render(new_notebook(cells=summary + details)))
     write_crate(out_dir, intact)
     return out_dir / "index.html"
-
-
-def missing_runs(out_dir: Path, study: StudyConfig, data_fingerprint: str) -> list[dict[str, str]]:
-    """Return planned runs that are not done, or whose folder was damaged or edited: run_id and why."""
-    return _intact(RunStore(out_dir), study.runs(data_fingerprint))[1]
-
-
-def _intact(store: RunStore, planned: list[RunConfig]) -> tuple[list[Run], list[dict[str, str]]]:
-    """Return the planned runs that are done and intact, and the others: run_id and why."""
-    intact, problems = analysis.check_integrity(store.done(planned))
-    damaged, missing = dict(zip(problems["run_id"], problems["problem"], strict=True)), []
-    for config in planned:
-        run = store.get(config.run_id)
-        status = run.status if run else {"state": "not begun"}
-        if status["state"] != "done":
-            missing.append({"run_id": config.run_id, "why": status.get("error", status["state"])})
-        elif config.run_id in damaged:
-            why = damaged[config.run_id].replace(f"{run.folder}/", "")  # a page does not name the folder it was made in
-            missing.append({"run_id": config.run_id, "why": f"damaged: {why}"})
-    return intact, missing
 
 
 def caveats(runs: list[Run], study: StudyConfig, data: dict[str, Any]) -> Iterator[str]:
@@ -111,59 +92,55 @@ def caveats(runs: list[Run], study: StudyConfig, data: dict[str, Any]) -> Iterat
         covers = {run.provenance["privacy"]["covers"] for run in runs if "epsilon" in run.result}
         yield f"Epsilon protects a client, not a patient, and covers {' and '.join(sorted(covers))}."
         yield "The noise comes from the seed: fit for study, not for a hospital."
-    for run in runs[:1]:
-        classes = [column.removeprefix("p_") for column in run.cases if column.startswith("p_")]
-        if absent := [name.replace("_", " ") for name in classes if name not in set(run.cases["truth"])]:
+    for cases in (run.cases for run in runs[:1]):
+        if absent := [name.replace("_", " ") for name in classes_of(cases) if name not in set(cases["truth"])]:
             yield f"The test set has no case of {', '.join(absent)}: how well it is recognised was not measured."
 
 
-def _comparison(task: str, runs: list[Run], study: StudyConfig, data: dict, table: pd.DataFrame | None) -> Iterator:
-    """Yield the cells of a task's tables and figures."""
+def _comparison(runs: list[Run], study: StudyConfig, data: dict, table: pd.DataFrame | None, further: dict) -> Iterator:
+    """Yield the cells of a task's tables and figures; the tables are there when the runs can be compared."""
     cases = f"{data['train']} cases for training, {data['val']} for validation, {data['test']} for the test"
-    yield _text(f"## {TITLES[task]}", f"**Data:** {data['title']}{' (synthetic)' * data['synthetic']}; {cases}.")
+    title = f"{data['title']}{' (synthetic)' * data['synthetic']}"
+    yield _text(f"## {tasks.get(study.task).TITLE}", f"**Data:** {title}; {cases}.")
     if table is not None:
         yield _text(
             f"Difference: from the centralized run, paired by patient. In brackets: {study.level} intervals over the test "
             "patients. The paper: figures of its abstract, from its own data."
         )
         for metric, arms in table.groupby("metric", sort=False):
-            yield _text(f"### Test {tasks.NAMES[metric]}")
-            yield _table(tasks.NAMES[metric], analysis.readable(arms).drop(columns="metric"), arms)
-            yield _figure(
-                plots.comparison(arms, study.level), f"Test {tasks.NAMES[metric]} by number of clients, with intervals."
-            )
-    shown, local = ([run for run in runs if (run.config.mode == "local") == is_local] for is_local in (False, True))
-    for metric in tasks.get(task).PRIMARY:
-        if shown:
-            yield _figure(plots.learning_curves(shown, [metric]), f"Validation {tasks.NAMES[metric]} after every round.")
-        if local:
-            yield _figure(plots.client_scores(runs, metric), f"Each client's own model: test {tasks.NAMES[metric]}.")
-    if federated := [run for run in runs if run.config.mode == "federated"]:
-        yield _figure(plots.communication(federated), "Weights sent in one round, to every client and back.")
+            name = tasks.NAMES[metric]
+            yield _text(f"### Test {name}")
+            yield _table(name, analysis.readable(arms).drop(columns="metric"), arms)
+            yield _figure(plots.comparison(arms, study.level), f"Test {name} by number of clients, with intervals.")
+    by_mode = {mode: [run for run in runs if run.config.mode == mode] for mode in ("centralized", "local", "federated")}
+    for metric, name in ((metric, tasks.NAMES[metric]) for metric in tasks.get(study.task).PRIMARY):
+        if shown := [run for run in runs if run not in by_mode["local"]]:
+            yield _figure(plots.learning_curves(shown, [metric]), f"Validation {name} after every round.")
+        if by_mode["local"]:
+            yield _figure(plots.client_scores(runs, metric), f"Each client's own model: test {name}.")
+    if by_mode["federated"]:
+        yield _figure(plots.communication(by_mode["federated"]), "Weights sent in one round, to every client and back.")
     if table is not None:
-        yield _table("Budget and training of each arm", analysis.readable(analysis.training_table(runs, study)))
-        for title, question in FURTHER.items():
-            found = question(runs, study)
-            yield _table(title, analysis.readable(found), found, True)
-        spread = analysis.seed_spread(runs)
+        for question, title in FURTHER.items():
+            yield _table(title, analysis.readable(further[question]), further[question], True)
+        spread, paper = analysis.seed_spread(runs), analysis.paper_table(table)
         yield _table("Over seeds", analysis.readable(spread), spread, True)
-        paper = analysis.paper_table(table)
         yield _table("Beside the figures of the paper's abstract: no replication", analysis.readable(paper), paper, True)
         yield _table("What counted as no worse", analysis.settings(runs, study), None, True)
         yield _table("The protocol, the origin of each value, and this run", analysis.protocol(runs), None, True)
 
 
-def _provenance(task: str, runs: list, study: StudyConfig, missing: list, store: RunStore, planned: list) -> Iterator:
+def _provenance(runs: list[Run], study: StudyConfig, missing: dict, store: RunStore, planned: list) -> Iterator:
     """Yield the cells on a task's runs: what is missing, where they come from, and the notebooks."""
-    others = {run.folder.name for run in store.all() if run.folder.name.startswith(task)} - {own.run_id for own in planned}
-    yield _text(f"### Runs of {task}", f"{len(runs)} of {len(planned)} planned runs are done, profile {study.profile}.",
-                f"{len(others)} other runs in this folder have no part in this study." if others else "")  # fmt: skip
-    if missing:
-        yield _table("Missing runs, which have no part in the figures above", pd.DataFrame(missing))
-    if runs:
-        yield _table("Every run with its origin and the hash of its weights", runs_table(runs), None, True)
-    notebooks = sorted(page.stem for page in (store.out_dir / task).glob("[0-9]*.html"))
-    yield _text(*(f"- [{name.replace('_', ' ')}]({task}/{name}.html)" for name in notebooks or ()))
+    others = {run.folder.name for run in store.all() if run.folder.name.startswith(study.task)} - set(planned)
+    done = f"{len(runs)} of {len(planned)} planned runs are done, profile {study.profile}."
+    strange = f"{len(others)} other runs in this folder have no part in this study."
+    yield _text(f"### Runs of {study.task}", done, strange * bool(others))
+    why = pd.DataFrame(missing.items(), columns=["run_id", "why"])
+    yield _table("Missing runs, which have no part in the figures above", why)
+    yield _table("Every run with its origin and the hash of its weights", runs_table(runs), None, True)
+    notebooks = sorted(page.stem for page in (store.out_dir / study.task).glob("[0-9]*.html"))
+    yield _text(*(f"- [{name.replace('_', ' ')}]({study.task}/{name}.html)" for name in notebooks))
 
 
 def runs_table(runs: list[Run]) -> pd.DataFrame:
@@ -177,10 +154,6 @@ def runs_table(runs: list[Run]) -> pd.DataFrame:
         for run in runs
     ]  # fmt: skip
     return pd.DataFrame(rows).dropna(axis=1, how="all")
-
-
-def _incomplete(missing: list, planned: list) -> list[str]:
-    return [_note(f"<strong>Not complete:</strong> {len(missing)} of {len(planned)} runs missing.")] if missing else []
 
 
 def _note(html: str) -> str:
@@ -197,16 +170,14 @@ def _table(title: str, shown: pd.DataFrame, raw: pd.DataFrame | None = None, fol
         return _text("")
     html = shown.to_html(index=False, border=0, na_rep="")
     html = f"<details><summary>{title}</summary>{html}</details>" if folded else html
-    return _output(
-        {"text/html": html, "text/csv": (shown if raw is None else raw).to_csv(index=False, float_format="%.6g")}, title
-    )
+    csv = (shown if raw is None else raw).to_csv(index=False, float_format="%.6g")
+    return _output({"text/html": html, "text/csv": csv}, {"title": title})
 
 
 def _figure(picture: plots.AccessibleFigure, caption: str) -> NotebookNode:
     data, metadata = picture._repr_mimebundle_()
-    return _output(data, caption, metadata)
+    return _output(data, metadata | {"title": caption})
 
 
-def _output(data: dict[str, Any], title: str, metadata: dict | None = None) -> NotebookNode:
-    output = new_output("display_data", data=data, metadata=(metadata or {}) | {"title": title})
-    return new_code_cell("", outputs=[output])
+def _output(data: dict[str, Any], metadata: dict) -> NotebookNode:
+    return new_code_cell("", outputs=[new_output("display_data", data=data, metadata=metadata)])

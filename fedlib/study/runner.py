@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,8 +33,6 @@ from fedlib.data.dataset import PreparedDataset, find_prepared, open_prepared
 from fedlib.data.partition import clients_of
 from fedlib.study.pages import render_notebook
 from fedlib.study.record import remember_study
-from fedlib.study.report import missing_runs, write_index
-from fedlib.training.loop import cores
 from fedlib.training.run_store import RunStore
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -43,7 +41,7 @@ ORDER = ("01_data_preparation", "03_federated_simulation", "02_centralized_train
 MODES = {"02": ("centralized",), "03": ("local", "federated"), "04": ("centralized", "local", "federated")}
 LOG_EVERY_S = 10.0
 _worker = threading.local()
-"""Of a thread that executes notebooks: the environment variables of its kernels."""
+"""Of a thread that executes notebooks: `gpus`, those that its kernels see."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +66,16 @@ class Job:
         given, known = (json.loads(study.model_dump_json(by_alias=True)) for study in (self.study, default))
         return {name: value for name, value in given.items() if value != known[name] or name in ("task", "profile")}
 
-    def runs(self) -> list[RunConfig]:
-        """Return the runs that this notebook trains or reads; none before the data is prepared."""
-        return planned_runs(self.study, MODES.get(self.notebook[:2], ()))
-
-    def stamp(self) -> dict[str, Any]:
-        """Return what the executed notebook depends on; it is kept in the notebook's metadata."""
-        prepared, done = (
-            find_prepared(self.study.prepared_dir, self.study.task),
-            RunStore(self.study.out_dir).done(self.runs()),
-        )
+    def stamp(self) -> dict[str, Any] | None:
+        """Return what the executed notebook depends on, kept in its metadata; None while its data or a run is missing."""
+        planned = planned_runs(self.study, MODES.get(self.notebook[:2], ()))
+        done, prepared = RunStore(self.study.out_dir).done(planned), find_prepared(self.study.prepared_dir, self.study.task)
+        if not prepared or len(done) < len(planned):
+            return None
         return {
             "source_sha256": hashlib.sha256((NOTEBOOKS / f"{self.notebook}.ipynb").read_bytes()).hexdigest(),
             "parameters": self.parameters,
-            "data": open_prepared(prepared).fingerprint if prepared else None,
+            "data": open_prepared(prepared).fingerprint,
             "runs": {run.folder.name: run.result["weights_sha256"] for run in done},
         }
 
@@ -90,8 +84,7 @@ class Job:
         if not self.output.with_suffix(".html").exists():
             return False
         stamp = self.stamp()
-        executed = json.loads(self.output.read_text())["metadata"].get("fedlib")
-        return executed == stamp and stamp["data"] is not None and len(stamp["runs"]) == len(self.runs())
+        return stamp is not None and json.loads(self.output.read_text())["metadata"].get("fedlib") == stamp
 
 
 class Kernel(AsyncKernelManager):
@@ -101,8 +94,9 @@ class Kernel(AsyncKernelManager):
         return KernelSpecManager(kernel_dirs=[])
 
     async def start_kernel(self, **options: Any) -> None:
-        """Start the kernel with the environment of the calling thread."""
-        await super().start_kernel(cwd=str(NOTEBOOKS), env=os.environ | _worker.environment, **options)
+        """Start the kernel in the folder of the notebooks, with the GPUs of the calling thread."""
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": _worker.gpus}
+        await super().start_kernel(cwd=str(NOTEBOOKS), env=environment, **options)
 
     async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
         """Ask the kernel to end. The inherited method interrupts it first, which an idle kernel may log as an error."""
@@ -126,6 +120,10 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1, executor: str = "loca
         from fedlib.study.ray_cluster import connect, train_on_cluster  # here: Ray is an optional dependency
 
         connect(address)
+    from fedlib.analysis import check_integrity  # here: a refusal must not wait for MONAI
+    from fedlib.study.report import write_index
+    from fedlib.training.loop import cores
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the study as Ctrl-C does
     threads = max(1, cores() // n_jobs)
     if n_jobs > 1:
@@ -139,10 +137,11 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1, executor: str = "loca
             train_on_cluster(studies, threads, progress.show)
         problems += _execute_all([Job(study, notebook) for notebook in ORDER[1:] for study in studies], pool, progress)
         for study in studies:
-            fingerprint = open_prepared(study.prepared_dir, study.task).fingerprint
-            problems += [f"{run['run_id']}: {run['why']}" for run in missing_runs(study.out_dir, study, fingerprint)]
+            _, missing = check_integrity(RunStore(study.out_dir), [config.run_id for config in planned_runs(study)])
+            problems += [f"{run_id}: {why}" for run_id, why in missing.items()]
         if studies:
             write_index(studies[0].out_dir)
+        progress.show()
     return problems
 
 
@@ -171,14 +170,10 @@ def _lock(out_dir: Path) -> AcquireReturnProxy:
 
 def _pool(n_jobs: int) -> ThreadPoolExecutor:
     """Return threads for `n_jobs` notebooks at a time; where there are several GPUs, each thread has one of them."""
-    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = named.split(",")[:count] if named else map(str, range(count))
-    environments = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] if n_jobs > 1 else []
-    return ThreadPoolExecutor(n_jobs, initializer=_begin_worker, initargs=(cycle(environments or [{}]),))
-
-
-def _begin_worker(environments: Iterator[dict[str, str]]) -> None:
-    _worker.environment = next(environments)
+    count = torch.cuda.device_count()
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    shares = cycle(gpus.split(",")[: max(1, count)] if n_jobs > 1 else [gpus])
+    return ThreadPoolExecutor(n_jobs, initializer=lambda: setattr(_worker, "gpus", next(shares)))
 
 
 def _execute_all(jobs: list[Job], pool: ThreadPoolExecutor, progress: "_Progress") -> list[str]:
@@ -221,39 +216,27 @@ def execute(job: Job, needed: Sequence[Future] = ()) -> str | None:
         content = json.loads(unfinished.read_text())
         content["metadata"]["fedlib"] = job.stamp()
         unfinished.write_text(json.dumps(content))
-    except papermill.PapermillExecutionError as failure:
-        error = f"{failure.ename}: {failure.evalue}"
-    except Exception as failure:  # the kernel died, of memory for example, or never began
-        error = f"{type(failure).__name__}: {failure}"
+    except Exception as failure:  # a cell raised; or the kernel died, of memory for example, or never began
+        error = f"{getattr(failure, 'ename', type(failure).__name__)}: {getattr(failure, 'evalue', failure)}"
     if unfinished.exists():
         unfinished.replace(job.output)
         render_notebook(job.output)
     return error
 
 
-class _Progress:
+class _Progress(tqdm):
     """Show how many notebooks and runs are done: a bar, or in a log a line at most every LOG_EVERY_S."""
 
     def __init__(self, studies: list[StudyConfig]):
-        self.studies, self.futures, self.logged = studies, {}, (0, time.monotonic())
-        self.total = len(studies) * len(ORDER) + sum(len(study.runs("")) for study in studies)
-        self.bar = tqdm(total=self.total, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.show()
-        self.bar.close()
+        self.studies, self.futures = studies, {}
+        total = len(studies) * len(ORDER) + sum(len(study.runs("")) for study in studies)
+        log = {"bar_format": "{n} of {total} steps done; {desc}\n", "mininterval": LOG_EVERY_S, "miniters": 1}
+        super().__init__(total=total, dynamic_ncols=True, **({"miniters": 0} if sys.stderr.isatty() else log))
 
     def show(self) -> None:
         """Count again and show what has changed."""
+        running = ", ".join(str(job) for job, future in self.futures.items() if future.running())
+        self.set_description_str(running, refresh=False)
         done = sum(future.done() for future in self.futures.values())
         done += sum(len(RunStore(study.out_dir).done(planned_runs(study))) for study in self.studies)
-        running = ", ".join(str(job) for job, future in self.futures.items() if future.running())
-        self.bar.n = done
-        self.bar.set_description(running)
-        count, at = self.logged
-        if self.bar.disable and done > count and time.monotonic() - at > LOG_EVERY_S:
-            self.logged = done, time.monotonic()
-            print(f"{done} of {self.total} steps done; {running}", file=sys.stderr, flush=True)
+        self.update(done - self.n)

@@ -12,12 +12,14 @@ from fedlib import tasks
 from fedlib.config import DELTA, EPSILON_COVERS, RunConfig
 from fedlib.data.dataset import PreparedDataset
 from fedlib.data.partition import clients_of
-from fedlib.training.loop import deterministic_kernels, device, evaluate, forward, get_state_dict, initial_model, train_round
+from fedlib.training.loop import device, evaluate, forward, get_state_dict, initial_model, train_round
 from fedlib.training.plateau import training_state
-from fedlib.training.run_store import Run, RunRecord, RunStore, provenance, state_sha256
+from fedlib.training.run_store import Run, RunStore, State, provenance, state_sha256
 
-Train = Callable[[RunConfig, PreparedDataset, RunRecord], None]
-"""Trains a run; rounds, clients and final weights are then in its record."""
+Train = Callable[[RunConfig, PreparedDataset, Run], None]
+"""Trains a run; rounds, clients and final weights are then in its folder."""
+SILENT = {"bytes_down": 0, "bytes_up": 0}
+"""What a client sends and receives that trains alone."""
 
 
 def execute(config: RunConfig, data: PreparedDataset, store: RunStore, train: Train, wait: bool = True) -> Run:
@@ -31,20 +33,20 @@ def execute(config: RunConfig, data: PreparedDataset, store: RunStore, train: Tr
     with store.lock(config.run_id, wait):
         if (known := store.get(config.run_id)) and known.done:
             return known
-        record = store.begin(config)
+        run = store.begin(config)
         try:
-            train(config, data, record)
-            return _score(config, data, record)
+            train(config, data, run)
+            return _score(config, data, run)
         except Exception as error:
-            record.set_status("failed", error=f"{type(error).__name__}: {error}")
+            run.set_status("failed", error=f"{type(error).__name__}: {error}")
             raise
         except KeyboardInterrupt:
-            record.set_status("queued")
+            run.set_status("queued")
             raise
 
 
 def load_model(run: Run, data: PreparedDataset, client: int | None = None) -> torch.nn.Module:
-    """The trained model of a run; where each client has its own (`has_client_models`), that of one client."""
+    """Return the trained model of a run; where each client has its own (`has_client_models`), that of one client."""
     model, state = initial_model(run.config, data), run.weights()
     prefix = "" if client is None else f"client{client}."
     model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)})
@@ -53,82 +55,72 @@ def load_model(run: Run, data: PreparedDataset, client: int | None = None) -> to
 
 @torch.inference_mode()
 def predict(run: Run, data: PreparedDataset, rows: np.ndarray) -> np.ndarray:
-    """Labels that a run's model gives to cases: classes (B,), or structures (B, X, Y, Z).
+    """Return the labels that a run's model gives to cases: classes (B,), or structures (B, X, Y, Z).
 
-    Where each client has its own model, that of the first."""
+    Where each client has its own model, the first one's.
+    """
     model = load_model(run, data, 0 if run.config.has_client_models else None).eval()
     images, _ = data.load_batch(rows, device(), run.config.input_low)
-    with deterministic_kernels(run.config):
-        return forward(model, images, run.config).argmax(1).cpu().numpy()
+    return forward(model, images, run.config).argmax(1).cpu().numpy()
 
 
-def train_locally(config: RunConfig, data: PreparedDataset, record: RunRecord) -> None:
+def by_client(states: dict[int, State]) -> State:
+    """Return the weights of all clients as one state, no tensor twice; names get the prefix `client0.`, `client1.`, ..."""
+    return {f"client{client}.{name}": value.clone() for client, state in states.items() for name, value in state.items()}
+
+
+def train_locally(config: RunConfig, data: PreparedDataset, run: Run) -> None:
     """Centralized and local-only: every client trains alone, from the same start, for as many rounds as a federation."""
-    states, rounds = [], []
+    states, rounds, clients = {}, [], []
     for client, rows in enumerate(clients_of(config, data)):
         model = initial_model(config, data)
-        state, progress = record.load_checkpoint(f"client{client}")
+        state, scored, trained = run.load_checkpoint(f"client{client}")
         if state:
             model.load_state_dict(state)
-            record.log_clients(progress.clients)
-        for number in range(len(progress.rounds) + 1, config.rounds + 1):
-            trained = train_round(model, data, rows, config, client, number)
+        for number in range(len(scored) + 1, config.rounds + 1):
+            done = train_round(model, data, rows, config, client, number)
             scores = tasks.get(config.task).summarize(evaluate(model, data, data.split("val"), config))
-            progress.clients.append({"round": number, "client": client, **trained, "bytes_down": 0, "bytes_up": 0})
-            progress.rounds.append(
-                {"round": number, **scores, "seconds": trained["seconds"], "bytes_down": 0, "bytes_up": 0}
-            )
-            record.log_clients(progress.clients[-1:])
-            record.save_checkpoint(f"client{client}", get_state_dict(model), progress)
-        states.append(get_state_dict(model))
-        rounds += progress.rounds
-    totals = {"seconds": "sum", "bytes_down": "sum", "bytes_up": "sum"}
+            trained.append({"round": number, "client": client, **done, **SILENT})
+            scored.append({"round": number, **scores, "seconds": done["seconds"], **SILENT})
+            run.write_table("clients.csv", clients + trained)
+            run.save_checkpoint(f"client{client}", get_state_dict(model), scored, trained)
+        states[client] = get_state_dict(model)
+        rounds += scored
+        clients += trained
+    run.write_table("clients.csv", clients)
     table = pd.DataFrame(rounds)
-    how = {column: totals.get(column, "mean") for column in table.columns[1:]}
-    record.log_rounds(table.groupby("round", as_index=False).agg(how).to_dict("records"))
-    if config.mode == "centralized":
-        record.save_weights(states[0])
-    else:
-        own = {f"client{k}.{name}": tensor for k, state in enumerate(states) for name, tensor in state.items()}
-        record.save_weights(own)
+    how = {column: "sum" if column in ("seconds", *SILENT) else "mean" for column in table.columns[1:]}
+    run.write_table("rounds.csv", table.groupby("round", as_index=False).agg(how))
+    run.save_weights(states[0] if config.mode == "centralized" else by_client(states))
 
 
-def _score(config: RunConfig, data: PreparedDataset, record: RunRecord) -> Run:
+def _score(config: RunConfig, data: PreparedDataset, run: Run) -> Run:
     """Score the final model, or those of the clients, on the test split; write what a finished run has."""
-    trained = Run(record.folder)
-    alone = range(config.n_clients) if config.has_client_models else [None]
-    tables, scores, hashes = [], [], []
-    if config.mode == "federated":  # before the test split is read
-        record.log_train_cases(_score_train_cases(trained, data))
-    for client in alone:
-        model = load_model(trained, data, client)
-        cases = evaluate(model, data, data.split("test"), config, final=True)
-        scores.append(tasks.get(config.task).summarize(cases))
-        hashes.append(state_sha256(model.state_dict()))
-        tables.append(cases if client is None else cases.assign(client=client))
-    record.log_cases(pd.concat(tables, ignore_index=True))
-    if config.has_client_models:
-        tested = [{f"test_{metric}": score for metric, score in row.items()} for row in scores]
-        record.log_test_scores([row | {"weights_sha256": sha} for row, sha in zip(tested, hashes, strict=True)])
+    task, apart = tasks.get(config.task), config.has_client_models
+    models = [load_model(run, data, client) for client in (range(config.n_clients) if apart else [None])]
+    if config.mode == "federated":  # before the test split is read: no client holds test cases
+        own = models if apart else models * config.n_clients
+        held = [evaluate(model, data, rows, config) for model, rows in zip(own, clients_of(config, data), strict=True)]
+        run.write_table("train_cases.csv", _numbered(held))
+    tested = [evaluate(model, data, data.split("test"), config, final=True) for model in models]
+    run.write_table("cases.csv", _numbered(tested) if apart else tested[0])
+    scores, hashes = [task.summarize(cases) for cases in tested], [state_sha256(model.state_dict()) for model in models]
+    weights_sha256 = hashes[0]
+    if apart:
+        named = [{f"test_{metric}": score for metric, score in row.items()} for row in scores]
+        run.log_test_scores([row | {"weights_sha256": sha} for row, sha in zip(named, hashes, strict=True)])
         weights_sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
-    else:
-        weights_sha256 = hashes[0]
     about, result = provenance(config, weights_sha256, device()), pd.DataFrame(scores).mean().to_dict()
     if config.privacy != "none":
-        result["epsilon"] = float(trained.rounds["epsilon"].iloc[-1])
+        result["epsilon"] = float(run.rounds["epsilon"].iloc[-1])
         about["privacy"] = {"epsilon": result["epsilon"], "delta": DELTA, "unit": "client", "mechanism": config.privacy,
                             "covers": EPSILON_COVERS[config.privacy]}  # fmt: skip
-    return record.finish(about, _result(trained, data, result, weights_sha256))
+    return run.finish(about, _result(run, data, result, weights_sha256))
 
 
-def _score_train_cases(run: Run, data: PreparedDataset) -> pd.DataFrame:
-    """How the model does at each client: on its own training cases, since no client holds test cases."""
-    apart, tables = run.config.has_client_models, []
-    model = None if apart else load_model(run, data)
-    for client, rows in enumerate(clients_of(run.config, data)):
-        own = load_model(run, data, client) if apart else model
-        tables.append(evaluate(own, data, rows, run.config).assign(client=client))
-    return pd.concat(tables, ignore_index=True)
+def _numbered(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return the tables of the clients (from 0) as one, with a column `client`."""
+    return pd.concat([table.assign(client=client) for client, table in enumerate(tables)], ignore_index=True)
 
 
 def _result(run: Run, data: PreparedDataset, metrics: dict[str, float], weights_sha256: str) -> dict[str, Any]:

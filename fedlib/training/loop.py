@@ -8,8 +8,7 @@ bit, the centralized run.
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -42,7 +41,7 @@ def initial_model(config: RunConfig, data: PreparedDataset) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = tasks.get(config.task).build_model(config, len(data.classes))
-    return model.to(device(), memory_format=memory_format(config))
+    return model.to(device(), memory_format=memory_format(data.images))
 
 
 def get_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -74,18 +73,17 @@ def train_round(
     plan = [batch for epoch in cuts for batch in epoch]
     totals = torch.zeros(2, device=device())  # read once, at the end: a GPU must not be waited for at every step
     model.train()
-    with deterministic_kernels(config):
-        for step, batch in enumerate(plan):
-            images, labels = task.augment(*data.load_batch(batch, device(), config.input_low), generator, data, config)
-            logits = forward(model, images, config)
-            loss = loss_function(logits, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            if adjust:
-                adjust()
-            optimizer.param_groups[0]["lr"] = learning_rate(config, round_number - 1 + (step + 0.5) / len(plan))
-            optimizer.step()
-            totals += len(batch) * torch.stack([loss.detach(), task.training_metric(logits.detach(), labels)])
+    for step, batch in enumerate(plan):
+        images, labels = task.augment(*data.load_batch(batch, device(), config.input_low), generator, data, config)
+        logits = forward(model, images, config)
+        loss = loss_function(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        if adjust:
+            adjust()
+        optimizer.param_groups[0]["lr"] = learning_rate(config, round_number - 1 + (step + 0.5) / len(plan))
+        optimizer.step()
+        totals += len(batch) * torch.stack([loss.detach(), task.training_metric(logits.detach(), labels)])
     loss, metric = (totals / sum(map(len, plan))).tolist()
     if not math.isfinite(loss):
         raise UserError(f"loss = {loss} at client {client} in round {round_number}: not finite; try a lower learning_rate")
@@ -101,9 +99,14 @@ def make_optimizer(model: torch.nn.Module, config: RunConfig) -> torch.optim.Opt
 
 
 def forward(model: torch.nn.Module, images: torch.Tensor, config: RunConfig) -> torch.Tensor:
-    """Return the model's logits (float32) in the run's precision."""
+    """Return the model's logits (float32) in the run's precision.
+
+    From here on this process takes kernels that give the same bits every time, unless the run does without; torch warns of
+    an operation that has none. On a CPU all of ours are such; on a GPU some are slower for it.
+    """
+    torch.set_deterministic_debug_mode("warn" if config.deterministic else "default")
     with torch.autocast(device().type, torch.bfloat16, enabled=config.precision == "bf16"):
-        return model(images.contiguous(memory_format=memory_format(config))).float()
+        return model(images.contiguous(memory_format=memory_format(images))).float()
 
 
 @torch.inference_mode()
@@ -116,8 +119,7 @@ def evaluate(
     tables = []
     for batch in batches(rows, 4 * config.batch_size):
         images, _ = data.load_batch(batch, device(), config.input_low)
-        with deterministic_kernels(config):
-            logits = forward(model, images, config).cpu()
+        logits = forward(model, images, config).cpu()
         tables.append(task.score_cases(data, batch, logits, final))
     return pd.concat(tables, ignore_index=True)
 
@@ -140,20 +142,6 @@ def derive_seed(seed: int, client: int, round_number: int) -> int:
     return int(np.random.SeedSequence([seed, client, round_number]).generate_state(1, np.uint64)[0])
 
 
-def memory_format(config: RunConfig) -> torch.memory_format:
+def memory_format(images: np.ndarray | torch.Tensor) -> torch.memory_format:
     """Channels last: the same numbers, half as fast again on a CPU."""
-    return torch.channels_last if config.task == "classification" else torch.channels_last_3d
-
-
-@contextmanager
-def deterministic_kernels(config: RunConfig) -> Iterator[None]:
-    """Kernels that give the same bits every time, unless the run does without; torch warns of an operation that has none.
-
-    On a CPU all of ours are such; on a GPU some are slower for it.
-    """
-    before = torch.get_deterministic_debug_mode()
-    torch.set_deterministic_debug_mode("warn" if config.deterministic else "default")
-    try:
-        yield
-    finally:
-        torch.set_deterministic_debug_mode(before)
+    return torch.channels_last if images.ndim == 4 else torch.channels_last_3d

@@ -9,7 +9,7 @@ import json
 import platform
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -28,15 +28,13 @@ from fedlib.data.files import file_sha256, write_atomically
 from fedlib.data.partition import group_names
 
 State = dict[str, torch.Tensor]
-FILES = ("config.json", "rounds.csv", "clients.csv", "validation.csv", "cases.csv", "train_cases.csv", "weights.safetensors",
-         "provenance.json")  # fmt: skip
-"""Of a finished run; validation.csv and train_cases.csv of federated runs only. status.json holds the hash of each."""
+Rows = list[dict[str, Any]]
 PACKAGES = ("torch", "monai", "flwr", "torchmetrics", "numpy", "pandas")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run, as its folder shows it."""
+    """One run: its folder, read by everybody and written by the process that trains it."""
 
     folder: Path
     source: str = ""
@@ -131,6 +129,61 @@ class Run:
             raise UserError(f"{path}: edited or cut short since the run was done (its hash differs); {mend}")
         return path
 
+    def set_status(self, state: str, **more: Any) -> None:
+        """Write status.json anew, with the time."""
+        text = json.dumps({"state": state, "since": datetime.now(UTC).isoformat(timespec="seconds"), **more}, indent=2)
+        write_atomically(self.folder / "status.json", text)
+
+    def write_table(self, name: str, rows: Rows | pd.DataFrame) -> None:
+        """Write one of the run's tables anew."""
+        write_atomically(self.folder / name, pd.DataFrame(rows).to_csv(index=False))
+
+    def log_test_scores(self, scores: Rows) -> None:
+        """Add to the last row of each client in clients.csv what its own model reached on the test split."""
+        clients = self.clients
+        last = clients.groupby("client").tail(1).sort_values("client").index
+        self.write_table("clients.csv", clients.join(pd.DataFrame(scores, index=last)))
+
+    def log_validation(self, number: int, cases: pd.DataFrame) -> None:
+        """Add a round's rows to validation.csv; those that an interrupted try wrote of it or of a later one go."""
+        earlier = [read_cases(self.folder / "validation.csv").query("round < @number")] if number > 1 else []
+        self.write_table("validation.csv", pd.concat([*earlier, cases.assign(round=number)]))
+
+    def save_weights(self, state: State) -> None:
+        """Write weights.safetensors."""
+        write_atomically(self.folder / "weights.safetensors", save(state))
+
+    def save_checkpoint(self, name: str, state: State, rounds: Rows, clients: Rows) -> None:
+        """Keep the weights of `global` or `client0`, `client1`, ... with the rows of the rounds that led to them."""
+        (self.folder / "checkpoints").mkdir(exist_ok=True)
+        about = {"run_id": self.folder.name, "rounds": json.dumps(rounds), "clients": json.dumps(clients)}
+        write_atomically(self.folder / "checkpoints" / f"{name}.safetensors", save(state, about))
+
+    def load_checkpoint(self, name: str) -> tuple[State, Rows, Rows]:
+        """Return weights, and the rows of rounds.csv and clients.csv, to resume from; all empty where the run has to begin.
+
+        Raises UserError when the checkpoint is damaged or another run's.
+        """
+        path = self.folder / "checkpoints" / f"{name}.safetensors"
+        if not path.exists():
+            return {}, [], []
+        try:
+            with safe_open(path, "pt") as file:
+                about, state = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if about["run_id"] != self.folder.name:
+                raise UserError(f"{path}: of run {about['run_id']}, expected {self.folder.name}; remove it to begin anew")
+            return state, json.loads(about["rounds"]), json.loads(about["clients"])
+        except (SafetensorError, OSError, LookupError, TypeError) as error:
+            raise UserError(f"{path}: damaged ({error}); expected a checkpoint; remove it to begin anew") from None
+
+    def finish(self, provenance: dict[str, Any], result: dict[str, Any]) -> "Run":
+        """Write provenance.json, then the status `done` with the result and the hash of every file: now the run counts."""
+        write_atomically(self.folder / "provenance.json", json.dumps(provenance, indent=2))
+        files = {path.name: file_sha256(path) for path in sorted(self.folder.glob("[!.]*.*")) if path.name != "status.json"}
+        self.set_status("done", result=result, files=files)
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        return self
+
 
 class RunStore:
     """All runs under `<out_dir>/runs/`."""
@@ -168,13 +221,13 @@ class RunStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / f".{run_id}.lock", timeout=-1 if wait else 0)
 
-    def begin(self, config: RunConfig) -> "RunRecord":
-        """Open the folder of a run for writing; an interrupted try goes on from its checkpoints."""
-        record = RunRecord(self.folder / config.run_id)
-        record.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(record.folder / "config.json", config.model_dump_json(indent=2))
-        record.set_status("running")
-        return record
+    def begin(self, config: RunConfig) -> Run:
+        """Open the folder of a run for writing; an interrupted run resumes from its checkpoints."""
+        run = Run(self.folder / config.run_id)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(run.folder / "config.json", config.model_dump_json(indent=2))
+        run.set_status("running")
+        return run
 
     def results(self, runs: list[Run] | None = None) -> pd.DataFrame:
         """One tidy row per finished run."""
@@ -183,97 +236,6 @@ class RunStore:
     def write_results(self) -> None:
         """Write results.csv anew from the runs that are done."""
         write_atomically(self.out_dir / "results.csv", self.results().to_csv(index=False))
-
-
-@dataclass
-class Progress:
-    """The rounds that a checkpoint stands for, as rows of rounds.csv and clients.csv."""
-
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-    clients: list[dict[str, Any]] = field(default_factory=list)
-
-
-class RunRecord:
-    """The writing side of a run's folder."""
-
-    def __init__(self, folder: Path | str):
-        self.folder = Path(folder)
-        self._rounds: list[dict] = []
-        self._clients: list[dict] = []
-
-    def set_status(self, state: str, **more: Any) -> None:
-        text = json.dumps({"state": state, "since": datetime.now(UTC).isoformat(timespec="seconds"), **more}, indent=2)
-        write_atomically(self.folder / "status.json", text)
-
-    def log_clients(self, rows: list[dict]) -> None:
-        """Add the rows of one round's clients to clients.csv."""
-        self._clients += rows
-        self._write_table("clients.csv", self._clients)
-
-    def log_test_scores(self, scores: list[dict]) -> None:
-        """Add to the last row of each client what its own model reached on the test split."""
-        clients = Run(self.folder).clients
-        last = clients.groupby("client").tail(1).sort_values("client").index
-        added = pd.DataFrame(scores, index=last)
-        write_atomically(self.folder / "clients.csv", clients.join(added).to_csv(index=False))
-
-    def log_rounds(self, rows: list[dict]) -> None:
-        """Add rows to rounds.csv."""
-        self._rounds += rows
-        self._write_table("rounds.csv", self._rounds)
-
-    def log_validation(self, number: int, cases: pd.DataFrame) -> None:
-        """Add a round's rows to validation.csv; those that an interrupted try wrote of it or of a later one go."""
-        path = self.folder / "validation.csv"
-        earlier = [read_cases(path).query("round < @number")] if path.exists() and number > 1 else []
-        write_atomically(path, pd.concat([*earlier, cases.assign(round=number)]).to_csv(index=False))
-
-    def log_cases(self, cases: pd.DataFrame) -> None:
-        write_atomically(self.folder / "cases.csv", cases.to_csv(index=False))
-
-    def log_train_cases(self, cases: pd.DataFrame) -> None:
-        write_atomically(self.folder / "train_cases.csv", cases.to_csv(index=False))
-
-    def save_weights(self, state: State) -> None:
-        """Write weights.safetensors."""
-        write_atomically(self.folder / "weights.safetensors", save(state))
-
-    def save_checkpoint(self, name: str, state: State, progress: Progress) -> None:
-        """Keep the weights of `global` or `client0`, `client1`, ... with the rounds that led to them."""
-        (self.folder / "checkpoints").mkdir(exist_ok=True)
-        about = {"run_id": self.folder.name, "progress": json.dumps(vars(progress))}
-        write_atomically(self._checkpoint(name), save(state, about))
-
-    def load_checkpoint(self, name: str) -> tuple[State | None, Progress]:
-        """Weights and rounds to go on from; None and no rounds where the run has to begin.
-
-        Raises UserError when the checkpoint is damaged or another run's.
-        """
-        path = self._checkpoint(name)
-        if not path.exists():
-            return None, Progress()
-        try:
-            with safe_open(path, "pt") as file:
-                about, state = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            if about["run_id"] != self.folder.name:
-                raise UserError(f"{path}: of run {about['run_id']}, expected {self.folder.name}; remove it to begin anew")
-            return state, Progress(**json.loads(about["progress"]))
-        except (SafetensorError, OSError, LookupError, TypeError) as error:
-            raise UserError(f"{path}: damaged ({error}); expected a checkpoint; remove it to begin anew") from None
-
-    def finish(self, provenance: dict[str, Any], result: dict[str, Any]) -> Run:
-        """Write provenance.json, then the status `done` with the result and the hash of every file: now the run counts."""
-        write_atomically(self.folder / "provenance.json", json.dumps(provenance, indent=2))
-        files = {name: file_sha256(self.folder / name) for name in FILES if (self.folder / name).exists()}
-        self.set_status("done", result=result, files=files)
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-        return Run(self.folder)
-
-    def _checkpoint(self, name: str) -> Path:
-        return self.folder / "checkpoints" / f"{name}.safetensors"
-
-    def _write_table(self, name: str, rows: list[dict]) -> None:
-        write_atomically(self.folder / name, pd.DataFrame(rows).to_csv(index=False))
 
 
 def state_sha256(state: State) -> str:

@@ -17,6 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from fedlib.views.plots.figure import encoded
+
 MOVE = (
     "const figure=this.closest('figure'),frames=figure.querySelectorAll('.frame');let n=0;"
     "for(const one of figure.querySelectorAll('select,input'))n=n*one.dataset.options+Number(one.value);"
@@ -25,27 +27,27 @@ MOVE = (
     "figure.querySelectorAll('input').forEach(one=>one.setAttribute('aria-valuetext',caption))"
 )
 """An attribute of each control, so that nothing in the page needs an id. Frames follow the product of the controls."""
+SIDE = 128
+"""Longest side of an image in pixels: a page stays light."""
 WHITE = "overflow-x:auto;background:#fff;width:fit-content;max-width:100%"
 """Frames keep a white ground in a dark theme; a wide one scrolls on a phone instead of shrinking."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """An image for one state of the controls."""
+    """An image for one state of the controls, as a `data:` URL, and HTML below it; `width` in the page's pixels.
+
+    The caption is also the image's alternative text. Where the image is empty, it says why.
+    """
 
     image: str
-    """A `data:` URL; empty: no image, the caption says why."""
     caption: str
-    """The sentence beside the controls, which is also the image's alternative text."""
     below: str = ""
-    """HTML below the image."""
     width: int = 320
-    """Width on the page, in pixels."""
 
     def html(self, hidden: bool) -> str:
         """Return the frame as an element."""
-        narrow = min(self.width, 420)
-        size = f'width="{self.width}" style="min-width:{narrow}px;max-width:100%;height:auto;display:block"'
+        size = f'width="{self.width}" style="min-width:{min(self.width, 340)}px;max-width:100%;height:auto;display:block"'
         image = f'<img {size} src="{self.image}" alt="{escape(self.caption)}">'
         image = f'<div style="{WHITE}" tabindex="0" role="group" aria-label="picture">{image}</div>' if self.image else ""
         return f'<div class="frame" data-caption="{escape(self.caption)}"{" hidden" * hidden}>{image}{self.below}</div>'
@@ -74,7 +76,7 @@ class Player:
     def _repr_html_(self) -> str:
         shown = int(np.ravel_multi_index(self.first, [len(options) for options in self.controls.values()]))
         caption = escape(self.frames[shown].caption)
-        controls = " ".join(map(self._control, self.controls, self.first, [caption] * len(self.first)))
+        controls = " ".join(self._control(label, at, caption) for label, at in zip(self.controls, self.first, strict=True))
         frames = "".join(frame.html(hidden=number != shown) for number, frame in enumerate(self.frames))
         top = f"<figcaption>{controls}<p><output>{caption}</output></p></figcaption>"
         return f'<figure class="explorer" style="margin:1em 0">{top}{frames}</figure>'
@@ -87,11 +89,11 @@ class Player:
             about = f'aria-label="{escape(label)}" aria-valuetext="{caption}"'
             control = f'<input type="range" min="0" max="{len(options) - 1}" value="{at}" {about} {attributes}>'
         else:
-            listed = [
+            listed = "".join(
                 f'<option value="{n}"{" selected" * (n == at)}>{escape(str(name))}</option>'
                 for n, name in enumerate(options)
-            ]
-            control = f'<select style="max-width:100%" {attributes}>{"".join(listed)}</select>'
+            )
+            control = f'<select style="max-width:100%" {attributes}>{listed}</select>'
         return f'<label style="margin-right:1em">{escape(label)} {control}</label>'
 
     def __repr__(self) -> str:
@@ -99,18 +101,17 @@ class Player:
 
 
 def image_url(pixels: np.ndarray) -> str:
-    """Return grey values (H, W) uint8 as the URL of a PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png")
+    """Return grey values (H, W) uint8 as the URL of a PNG of at most SIDE x SIDE pixels."""
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    image.thumbnail((SIDE, SIDE))
+    image.save(buffer, "png")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def figure_url(figure: Figure) -> str:
     """Return a figure as the URL of a WebP image, a third of a PNG's size, and close it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="webp", dpi=100, pil_kwargs={"quality": 85})
     plt.close(figure)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/webp;base64,{encoded(figure, 'webp')}"
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -10,10 +10,8 @@ from tqdm import tqdm
 from fedlib.config import RunConfig
 from fedlib.training.run_store import RunStore
 
-TICK = 0.5
+TICK = 2.0
 """Seconds between two looks at the run folders."""
-EVERY = 10.0
-"""Seconds between two lines where nobody watches, such as in a log."""
 WORDS = "training: {n_fmt} of {total_fmt} rounds |{bar:20}| {elapsed} passed, {remaining} left"
 
 
@@ -22,15 +20,6 @@ def rounds_done(config: RunConfig, store: RunStore) -> int:
     table = store.folder / config.run_id / "clients.csv"
     rows = len(table.read_text().splitlines()) - 1 if table.exists() else 0
     return min(config.rounds, max(0, rows) // config.clients_per_round(config.n_clients))
-
-
-def is_watched() -> bool:
-    """Return whether somebody reads along: in a terminal, or in a notebook's front end that could ask for input."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    if hasattr(shell, "kernel"):
-        return bool(shell.get_parent().get("content", {}).get("allow_stdin"))
-    return sys.stderr.isatty()
 
 
 @contextmanager
@@ -48,8 +37,9 @@ def rounds_bar(configs: list[RunConfig], store: RunStore) -> Iterator[None]:
         while not finished.wait(TICK):
             bar.update(count() - bar.n)
 
-    with tqdm(total=sum(config.rounds for config in configs), initial=count(), bar_format=WORDS, file=sys.stdout,
-              mininterval=TICK if is_watched() else EVERY, miniters=0, smoothing=0, disable=done) as bar:  # fmt: skip
+    rounds = sum(config.rounds for config in configs)
+    with tqdm(total=rounds, initial=count(), bar_format=WORDS, file=sys.stdout, miniters=0, mininterval=0, smoothing=0,
+              disable=done) as bar:  # fmt: skip
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:

@@ -1,10 +1,11 @@
-"""What a reader moves: images, partitions, rounds and results. Each is a `Player` of frames."""
+"""What a reader moves: images, partitions and rounds. Each is a `Player` of frames."""
 
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from fedlib import tasks
 from fedlib.config import StudyConfig, UserError
@@ -12,16 +13,12 @@ from fedlib.data.dataset import PreparedDataset
 from fedlib.data.partition import clients_of
 from fedlib.training.run_store import Run
 from fedlib.views.player import Frame, Player, figure_url, image_url, spread
-from fedlib.views.plots import arm_name, comparison, differences, partitions
-from fedlib.views.plots.figure import DASHES, PAGE, SERIES, STYLE
+from fedlib.views.plots import arm_name, partitions
+from fedlib.views.plots.figure import DASHES, INK, PAGE, SERIES, styled
 from fedlib.views.plots.images import draw_slice, outline_key
 
 MOST_IMAGES, MOST_VOLUMES, MOST_SLICES, MOST_RUNS, MOST_ROUNDS = 16, 3, 8, 3, 6
 """Limits of a player's frames: a page stays light, and drawing takes a few seconds."""
-SIDE = 128
-"""Longest side of an image in pixels."""
-INKS = ("#1c1e21", "#8a919c")
-"""Colours of lines and bars that belong to no client."""
 RATIOS, ALPHAS = (2, 10), (10, 2, 0.5, 0.1)
 """Settings of a partition, from even to uneven."""
 
@@ -35,7 +32,7 @@ def viewer(
     `rows`. With predictions the truth is hidden until the reader asks for it.
     Raises ValueError when a prediction has another number of cases than `rows`.
     """
-    is_image, predictions = data.task == "classification", dict(predictions or {})
+    is_image, predictions = data.labels.ndim == 1, dict(predictions or {})
     rows = data.split("train")[:MOST_IMAGES] if rows is None else np.asarray(rows)
     for title, labels in predictions.items():
         if len(labels) != len(rows):
@@ -44,19 +41,17 @@ def viewer(
 
 
 def _images(data: PreparedDataset, rows: np.ndarray, predictions: dict[str, np.ndarray]) -> Player:
-    windows = _windows(data)
+    windows, names = _windows(data), [name.replace("_", " ") for name in data.classes]
 
     def draw(window: str, number: int) -> Frame:
         row, (low, high) = rows[number - 1], windows[window]
-        pixels = data.images[row, 0].astype(float)
-        pixels = pixels[:: -(-len(pixels) // SIDE), :: -(-len(pixels) // SIDE)]
-        shown = np.clip((pixels - low) * 255 / (high - low), 0, 255).astype(np.uint8)
-        truth, caption = data.classes[data.labels[row]].replace("_", " "), f"image {number} of {len(rows)}, {window}"
+        image = image_url(np.clip((data.images[row, 0] - low) * 255 / (high - low), 0, 255).astype(np.uint8))
+        truth, caption = names[data.labels[row]], f"image {number} of {len(rows)}, {window}"
         if not predictions:
-            return Frame(image_url(shown), f"{caption}: {truth}")
-        said = "; ".join(f"{title}: {data.classes[labels[number - 1]]}" for title, labels in predictions.items())
+            return Frame(image, f"{caption}: {truth}")
+        said = "; ".join(f"{title}: {names[labels[number - 1]]}" for title, labels in predictions.items())
         answer = f"<details><summary>Show the truth and the prediction</summary>truth: {truth}; {said}</details>"
-        return Frame(image_url(shown), caption, answer.replace("_", " "))
+        return Frame(image, caption, answer)
 
     return Player(draw, {"grey values": list(windows), "image": spread(len(rows), MOST_IMAGES)}, "image")
 
@@ -64,8 +59,7 @@ def _images(data: PreparedDataset, rows: np.ndarray, predictions: dict[str, np.n
 def _volumes(data: PreparedDataset, rows: np.ndarray, predictions: dict[str, np.ndarray]) -> Player:
     windows, names = _windows(data), [str(name) for name in data.cases["case"].iloc[rows[:MOST_VOLUMES]]]
     whole, depth = next(iter(windows)), data.images.shape[4]
-    shows = ["truth", *(f"truth and {title}" for title in predictions)]
-    shows = [whole, *shows] if predictions else [*windows, *shows]
+    shows = [*([whole] if predictions else windows), "truth", *(f"truth and {title}" for title in predictions)]
 
     def draw(name: str, show: str, position: int) -> Frame:
         case, figure = names.index(name), plt.figure(figsize=(3.2, 3.2))
@@ -107,7 +101,7 @@ def partition_explorer(data: PreparedDataset, study: StudyConfig) -> Player:
     settings |= {f"unbalanced, seed {seed}": {"partition": "unbalanced", "seed": seed} for seed in (1, 2, 3)}
     ratios = sorted({*RATIOS, study.unbalance_ratio})
     settings |= {f"quantity skew, ratio {r:g}": {"partition": "quantity_skew", "unbalance_ratio": r} for r in ratios}
-    if data.task == "classification":
+    if data.labels.ndim == 1:
         alphas = sorted({*ALPHAS, study.alpha}, reverse=True)
         settings |= {f"label skew, alpha {a:g}": {"partition": "label_skew", "alpha": a} for a in alphas}
         settings |= {f"missing classes, {n}": {"partition": "missing_classes", "n_missing": n} for n in (1, 2)}
@@ -115,43 +109,20 @@ def partition_explorer(data: PreparedDataset, study: StudyConfig) -> Player:
         settings[f"by group, {study.group_column}"] = {"partition": "by_group", "group_column": study.group_column}
     usual = study.runs(data.fingerprint, ("local",))[0]
 
-    def draw(clients: int, setting: str) -> Frame:
-        title = f"{clients} clients, {setting}"
+    def draw(n_clients: int, setting: str) -> Frame:
+        title = f"{n_clients} clients, {setting}"
         try:
-            dealt = clients_of(usual.model_copy(update={"n_clients": clients, **settings[setting]}), data)
+            clients = clients_of(usual.model_copy(update={"n_clients": n_clients, **settings[setting]}), data)
         except UserError as refusal:
             return Frame("", f"{title}: {refusal}")
-        picture = partitions(data, {title: dealt})
-        empty = picture.table[picture.table["training cases"] == 0].itertuples(index=False)
-        missing = "".join(f" Client {client} has no {name}." for _, client, name, _ in empty)
+        picture = partitions(data, {title: clients})
+        counts = picture.table.melt(["partition", "client"], var_name="name", value_name="cases").query("cases == 0")
+        missing = "".join(f" Client {row.client} has no {row.name}." for row in counts.itertuples(index=False))
         return Frame(figure_url(picture.figure), picture.alt + missing, width=picture.width)
 
     largest = max(study.client_counts)
     controls = {"clients": sorted(study.client_counts), "partition": list(settings)}
     return Player(draw, controls, "partition", {"clients": largest})
-
-
-def result_explorer(table: pd.DataFrame) -> Player:
-    """Choose a metric, scores or differences from centralized, and a partition, among the arms of `analysis.compare`.
-
-    Raises ValueError when the table is empty.
-    """
-    if table.empty:
-        raise ValueError("table: no arm in it, expected the table of analysis.compare")
-    metrics = {tasks.NAMES[metric]: metric for metric in table["metric"].unique()}
-    kinds = [kind for kind in table["partition"].unique() if kind != "none"]
-    views = {"score": comparison, "difference from centralized": differences}
-    shows = list(views) if table["difference"].notna().any() else ["score"]
-
-    def draw(metric: str, show: str, kind: str) -> Frame:
-        arms = table[(table["metric"] == metrics[metric]) & (table["partition"].isin([kind, "none"]) | (kind == "all"))]
-        picture = views[show](arms)
-        below = picture.table.to_html(index=False, border=0, na_rep="", float_format="%.3f")
-        return Frame(
-            figure_url(picture.figure), f"test {metric}, {show}, partition {kind}; values below", below, picture.width
-        )
-
-    return Player(draw, {"metric": list(metrics), "show": shows, "partition": ["all", *kinds]})
 
 
 def round_player(runs: Run | Sequence[Run]) -> Player:
@@ -162,70 +133,56 @@ def round_player(runs: Run | Sequence[Run]) -> Player:
     runs = [runs] if isinstance(runs, Run) else list(runs)
     if not runs:
         raise ValueError("runs: none, expected at least one finished run")
-    by_name = {f"{arm_name(run.config)}, seed {run.config.seed}": _History(run) for run in runs[:MOST_RUNS]}
-    rounds = spread(min(history.last for history in by_name.values()), MOST_ROUNDS)
-
-    def draw(name: str, number: int) -> Frame:
-        return by_name[name].frame(name, number)
-
-    return Player(draw, {"run": list(by_name), "round": rounds}, "round", {"round": rounds[-1]})
+    by_name = {f"{arm_name(run.config)}, seed {run.config.seed}": run for run in runs[:MOST_RUNS]}
+    rounds = spread(min(len(run.rounds) for run in by_name.values()), MOST_ROUNDS)
+    controls = {"run": list(by_name), "round": rounds}
+    return Player(lambda name, number: _round(by_name[name], name, number), controls, "round", {"round": rounds[-1]})
 
 
-class _History:
-    """The tables of a run and their figure after each round."""
+@styled
+def _round(run: Run, name: str, number: int) -> Frame:
+    """Draw the losses and weights of the clients up to a round, and the predictions of its average."""
+    panels = 1 if run.validation is None else 2
+    figure, axes = plt.subplots(panels, 1, figsize=(4.8, 1.2 + 2.4 * panels), layout="constrained", squeeze=False)
+    losses = _losses(axes[0, 0], run.clients, number)
+    title = "client: weight in the average" if run.config.mode == "federated" else "client: share of the cases"
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), title=title, loc="outside lower center", ncols=3, fontsize=9)
+    if panels == 2:
+        _predictions(axes[1, 0], run.validation[run.validation["round"] == number], run.config.task)
+    metrics, now = tasks.get(run.config.task).PRIMARY, run.rounds.set_index("round").loc[number]
+    words = ", ".join(f"{tasks.NAMES[metric]} {now[metric]:.3f}" for metric in metrics)
+    ends = f"{losses.min():.2f} (client {losses.idxmin()}) to {losses.max():.2f} (client {losses.idxmax()})"
+    caption = f"{name}, round {number} of {len(run.rounds)}: validation {words}; training loss {ends}"
+    return Frame(figure_url(figure), caption, width=480)
 
-    def __init__(self, run: Run):
-        self.rounds, self.clients, self.validation, self.config = run.rounds, run.clients, run.validation, run.config
-        self.metrics, self.last = tasks.get(run.config.task).PRIMARY, int(run.rounds["round"].max())
-        if "absent" not in self.clients:
-            self.clients["absent"] = np.nan
 
-    @plt.rc_context(STYLE)
-    def frame(self, name: str, number: int) -> Frame:
-        """Draw the losses and weights of the clients and the predictions of the average after a round."""
-        figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 4))
-        figure.subplots_adjust(0.07, 0.34, 0.98, 0.92, wspace=0.2)
-        losses = self._losses(left, number)
-        self._predictions(right, number)
-        title = "client: weight in the average" if self.config.mode == "federated" else "client: share of the cases"
-        figure.legend(*left.get_legend_handles_labels(), title=title, loc="lower center", ncols=4, fontsize=8)
-        now = self.rounds[self.rounds["round"] == number].iloc[0]
-        words = ", ".join(f"{tasks.NAMES[metric]} {now[metric]:.3f}" for metric in self.metrics)
-        ends = f"{losses.min():.2f} (client {losses.idxmin() + 1}) to {losses.max():.2f} (client {losses.idxmax() + 1})"
-        caption = f"{name}, round {number} of {self.last}: validation {words}; training loss {ends}"
-        return Frame(figure_url(figure), caption, width=720)
+def _losses(axis: plt.Axes, clients: pd.DataFrame, number: int) -> pd.Series:
+    """Draw a line for each client up to a round, named with its weight; return the losses of that round by client."""
+    table = clients.assign(client=clients["client"] + 1).pivot(index="round", columns="client", values=["loss", "n"])
+    losses, weights = table["loss"], table["n"].loc[number].fillna(0) / table["n"].loc[number].sum()
+    for at, (client, loss) in enumerate(losses.loc[:number].items()):
+        weight = f"{weights[client]:.2f}" if weights[client] else "absent"
+        style = {"color": SERIES[at % len(SERIES)], "ls": DASHES[at // len(SERIES) % len(DASHES)]}
+        axis.plot(loss, marker="o", ms=3, lw=1.4, label=f"client {client}: {weight}", **style)
+    axis.set(title="training loss of each client", xlabel="round", xlim=(0.5, len(losses) + 0.5))
+    axis.set_ylim(0, 1.05 * losses.max(axis=None))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.grid(axis="y")
+    return losses.loc[number].dropna()
 
-    def _losses(self, axis: plt.Axes, number: int) -> pd.Series:
-        """Draw a line for each client, named with its weight; return the losses of the round by client."""
-        here = self.clients["absent"].isna()
-        now = self.clients[self.clients["round"] == number].set_index("client")
-        weights = now["n"] / now["n"].sum()
-        for client, part in self.clients[here & (self.clients["round"] <= number)].groupby("client"):
-            weight = f"{weights[client]:.2f}" if client in now.index and pd.isna(now["absent"][client]) else "absent"
-            style = {"color": SERIES[client % len(SERIES)], "ls": DASHES[client // len(SERIES) % len(DASHES)]}
-            axis.plot(part["round"], part["loss"], marker="o", ms=3, lw=1.4, label=f"client {client + 1}: {weight}", **style)
-        limits = {"xlim": (0.5, self.last + 0.5), "ylim": (0, 1.05 * self.clients["loss"].max())}
-        axis.set(title="training loss of each client", xlabel="round", **limits)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(axis="y")
-        return now["loss"].dropna()
 
-    def _predictions(self, axis: plt.Axes, number: int) -> None:
-        """Draw how the average predicts the validation cases: right and wrong by class, or the DSC of each volume."""
-        if self.validation is None:
-            axis.axis("off")
-            return
-        cases = self.validation[self.validation["round"] == number]
-        axis.set(ylim=(0, 1.3), yticks=(0, 0.5, 1))
-        if "truth" in cases:
-            right = (cases["truth"] == cases["prediction"]).groupby(cases["truth"]).mean()
-            names = [name.replace("_", "\n").replace(" ", "\n") for name in right.index]
-            axis.bar(names, right, color=INKS[0], label="right")
-            axis.bar(names, 1 - right, bottom=right, color=PAGE, edgecolor=INKS[0], hatch="//", label="wrong")
-            axis.set_title("predictions of the average by true class")
-        else:
-            for metric, colour, marker in zip(self.metrics, INKS, "os", strict=False):
-                axis.plot(range(1, len(cases) + 1), cases[metric], marker, color=colour, label=tasks.NAMES[metric])
-            axis.set(title="DSC of the average", xlabel="validation volume", xlim=(0.5, len(cases) + 0.5))
-            axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(loc="upper left", ncols=2, fontsize=8)
+def _predictions(axis: plt.Axes, cases: pd.DataFrame, task: str) -> None:
+    """Draw what a model makes of the validation cases: right and wrong by class, or the DSC of each volume."""
+    if "truth" in cases:
+        right = (cases["truth"] == cases["prediction"]).groupby(cases["truth"]).mean()
+        names = [name.replace("_", "\n").replace(" ", "\n") for name in right.index]
+        axis.bar(names, right, color=INK, label="right")
+        axis.bar(names, 1 - right, bottom=right, color=PAGE, edgecolor=INK, hatch="//", label="wrong")
+        axis.set_title("predictions of the average by true class")
+    else:
+        for metric, marker, inside in zip(tasks.get(task).PRIMARY, "os", (INK, PAGE), strict=True):
+            axis.plot(range(1, len(cases) + 1), cases[metric], marker, color=INK, mfc=inside, label=tasks.NAMES[metric])
+        axis.set(title="DSC of the average", xlabel="validation volume", xlim=(0.5, len(cases) + 0.5))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.set(ylim=(0, 1.3), yticks=(0, 0.5, 1))
+    axis.legend(loc="upper left", ncols=2)

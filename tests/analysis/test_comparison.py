@@ -286,7 +286,7 @@ def test_runs_that_differ_in_more_than_arm_and_seed_are_refused(store, name):
     changes, words = OTHER[name]
     mode = "federated" if "strategy" in changes else "centralized"
     runs = [write_run(store, "federated", central_dice()), write_run(store, mode, central_dice(), **changes)]
-    for question in (analysis.compare, analysis.seed_spread, analysis.client_trend, analysis.structure_scores):
+    for question in (analysis.compare, analysis.seed_spread, analysis.client_trend, analysis.part_scores):
         with pytest.raises(UserError, match="cannot be compared") as caught:
             question(runs)
         assert all(word in str(caught.value) for word in words)
@@ -336,21 +336,18 @@ def test_a_run_that_was_edited_or_cut_short_is_named_and_left_out(store, damage)
     good = write_run(store, "centralized", central_dice())
     bad = write_run(store, "federated", central_dice())
     damage(bad)
-    runs, problems = analysis.check_integrity(store.all())
-    assert [run.config.run_id for run in runs] == [good.config.run_id]
-    (problem,) = problems.to_dict("records")
-    assert problem["run_id"] == bad.folder.name
-    assert problem["problem"]
-    assert "\n" not in problem["problem"]
+    runs, missing = analysis.check_integrity(store, [good.folder.name, bad.folder.name, "never"])
+    assert [run.folder for run in runs] == [good.folder]
+    assert list(missing) == [bad.folder.name, "never"]
+    assert missing["never"] == "not begun"
+    assert missing[bad.folder.name].startswith("damaged: ")
+    assert "\n" not in missing[bad.folder.name]
 
 
 def test_intact_runs_have_no_problem(store):
     runs = grid(store, lambda partition, k: -0.01)
     runs.append(write_run(store, "federated", shifted([0.1] * 8) | {"p3": [np.nan]}, n_clients=16))
-    intact, problems = analysis.check_integrity(runs)
-    assert intact == runs
-    assert problems.empty
-    assert list(problems) == ["run_id", "problem"]
+    assert analysis.check_integrity(store, [run.folder.name for run in runs]) == (runs, {})
 
 
 def test_absences_are_listed(store):
@@ -361,7 +358,7 @@ def test_absences_are_listed(store):
 def test_the_whole_analysis_is_plain_data(store):
     """Every table survives a CSV, as a report writes it."""
     runs = grid(store, lambda partition, k: -0.01)
-    names = "compare client_trend partition_effect federated_vs_local seed_spread structure_scores settings protocol"
+    names = "compare client_trend partition_effect federated_vs_local seed_spread part_scores settings protocol"
     for name in names.split():
         table = getattr(analysis, name)(runs)
         assert len(table)

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedlib.config import ROOT, RunConfig, StudyConfig
@@ -26,10 +26,9 @@ from fedlib.data.partition import clients_of
 from fedlib.federated.checked_strategy import CheckedStrategy
 from fedlib.federated.client_app import identify
 from fedlib.federated.in_process import InProcessGrid, train_federated
-from fedlib.federated.server_app import map_nodes_to_clients
 from fedlib.training.execution import train_locally
 from fedlib.training.loop import initial_model
-from fedlib.training.run_store import RunRecord, RunStore
+from fedlib.training.run_store import Run, RunStore
 from tests.bench.harness import prepared, ratio, seconds, show, side_by_side, write
 from tests.helpers import peak_mb
 
@@ -57,11 +56,11 @@ def grid_of(task: str, data: PreparedDataset, folder: Path, **changes) -> list[R
     return study.runs(data.fingerprint, ("centralized", "federated"))
 
 
-def train(config: RunConfig, data: PreparedDataset, folder: Path) -> RunRecord:
+def train(config: RunConfig, data: PreparedDataset, folder: Path) -> Run:
     """Train a run in a folder of its own, up to its weights; scoring on the test split is the same for every arm."""
-    record = RunStore(tempfile.mkdtemp(dir=folder)).begin(config)
-    (train_federated if config.mode == "federated" else train_locally)(config, data, record)
-    return record
+    run = RunStore(tempfile.mkdtemp(dir=folder)).begin(config)
+    (train_federated if config.mode == "federated" else train_locally)(config, data, run)
+    return run
 
 
 def steps_of(config: RunConfig, data: PreparedDataset) -> int:
@@ -86,15 +85,11 @@ def empty_rounds(data: PreparedDataset, folder: Path, rounds: int = 5) -> list[d
     rows = []
     for width in (16, 64):
         for config in grid_of("classification", data, folder, width=width)[1:]:
-            model, node = initial_model(config, data), {"data-dir": str(data.folder)}
-            grid = InProcessGrid(ECHO, config.n_clients, node)
-            settings = ConfigRecord({"run": config.model_dump_json()})
-            nodes = map_nodes_to_clients(grid, config, settings)
-            strategy = CheckedStrategy(config, model, nodes, [1] * config.n_clients, [])
-            arrays = strategy.initial
-            strategy.start(grid, arrays, num_rounds=1, train_config=settings)
-            taken = seconds(lambda: strategy.start(grid, arrays, num_rounds=rounds, train_config=settings))  # noqa: B023
-            size = strategy.bytes_down[0] / 1e6
+            grid = InProcessGrid(ECHO, config.n_clients, {"data-dir": str(data.folder)})
+            strategy = CheckedStrategy(grid, config, initial_model(config, data), [1] * config.n_clients, [])
+            strategy.train(1, strategy.initial)
+            taken = seconds(lambda: [strategy.train(number, strategy.initial) for number in range(rounds)])  # noqa: B023
+            size = strategy.clients[0]["bytes_down"] / 1e6
             rows.append({"clients": config.n_clients, "MB": size, "seconds": taken / rounds})
     return rows
 

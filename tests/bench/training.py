@@ -46,7 +46,7 @@ def bare(config: RunConfig, data: PreparedDataset) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01, fused=True)
     loss_function = tasks.get(config.task).loss_function()
     there = [data.load_batch(rows, device()) for rows in batches(data.split("train"), config.batch_size)]
-    there = [(images.contiguous(memory_format=memory_format(config)), labels) for images, labels in there]
+    there = [(images.contiguous(memory_format=memory_format(images)), labels) for images, labels in there]
 
     def epoch() -> None:
         for images, labels in there * config.local_epochs:

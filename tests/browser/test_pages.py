@@ -163,7 +163,7 @@ def test_numbers_of_a_figure_unfold_and_come_as_csv(smoke, opened):
     notebook.locator("figure summary").first.click()
     with notebook.expect_download() as download:
         notebook.locator("figure a[download]").first.click()
-    assert Path(download.value.path()).read_text().startswith("partition,client,class,training cases")
+    assert Path(download.value.path()).read_text().startswith("partition,client,volumes")
 
 
 def test_charts_follow_the_theme(smoke, opened):

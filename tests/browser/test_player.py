@@ -9,10 +9,9 @@ from nbformat.v4 import new_code_cell, new_notebook
 from fedlib.study.pages import render_notebook
 from tests.helpers import python
 
-WIDGETS = 5
+WIDGETS = 4
 CELLS = [
     """
-from fedlib import analysis
 from fedlib.views import widgets
 from fedlib.config import StudyConfig
 from fedlib.data.dataset import open_prepared
@@ -27,7 +26,6 @@ runs = run_all(study.runs(data.fingerprint), data, store)
     "rows = data.split('test')\nwidgets.viewer(data, rows, {'centralized': predict(runs[0], data, rows)})",
     "widgets.partition_explorer(data, study)",
     "widgets.round_player(runs)",
-    "widgets.result_explorer(analysis.compare(runs, study))",
     "widgets.viewer(open_prepared(data_dir, 'segmentation'))",
 ]
 VISIBLE = "all => all.filter(one => !one.hidden).map(one => one.innerHTML)"

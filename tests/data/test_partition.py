@@ -1,7 +1,5 @@
 """Partitions: disjoint, complete and patient-disjoint, whatever the cases are; each rule by what it promises."""
 
-import re
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,21 +8,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedlib import analysis
-from fedlib.config import UserError
-from fedlib.data.partition import (
-    MIN_CASES,
-    client_shares,
-    clients_of,
-    partition_by_group,
-    partition_dirichlet,
-    partition_missing_classes,
-    partition_stratified,
-    table,
-)
+from fedlib.config import RunConfig, UserError
+from fedlib.data.partition import MIN_CASES, client_shares, clients_of, partition, table
 from fedlib.study import experiment
 from fedlib.training.run_store import RunStore
 from fedlib.views import plots
-from tests.helpers import run_config
+from tests.helpers import SIZES, run_config
 
 
 @st.composite
@@ -50,13 +39,14 @@ def check_partition(cases, rows, clients, n_clients):
     assert len(set.union(*patients)) == sum(map(len, patients)), "no patient is at two clients"
 
 
-RULES = {
-    "balanced": lambda cases, rows, k, seed: partition_stratified(cases, rows, client_shares(k), seed),
-    "quantity_skew": lambda cases, rows, k, seed: partition_stratified(cases, rows, client_shares(k, 3), seed),
-    "unbalanced": lambda cases, rows, k, seed: partition_dirichlet(cases, rows, k, 1.0, seed, floor=True),
-    "label_skew": lambda cases, rows, k, seed: partition_dirichlet(cases, rows, k, 0.3, seed, floor=False),
-    "missing_classes": lambda cases, rows, k, seed: partition_missing_classes(cases, rows, k, 1, seed),
-}
+def partitioned(rule, cases, rows, n_clients, seed=0, **settings):
+    """Partition rows of a made-up table of cases, under a run's configuration."""
+    about = {"task": "classification", "mode": "local", "data_fingerprint": "aa", "n_missing": 1, "alpha": 0.3}
+    values = SIZES | about | {"unbalance_ratio": 3, "partition": rule, "n_clients": n_clients, "seed": seed}
+    return partition(RunConfig(**values | settings), cases, rows)
+
+
+RULES = ("balanced", "quantity_skew", "unbalanced", "label_skew", "missing_classes")
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -65,14 +55,14 @@ RULES = {
 def test_every_rule_gives_whole_patients_and_every_case_once_or_refuses(rule, example, seed):
     cases, rows, k = example
     try:
-        clients = RULES[rule](cases, rows, k, seed)
+        clients = partitioned(rule, cases, rows, k, seed)
     except UserError:  # what is refused, and how, is tested below
         return
     assert len(clients) == k
     assert sorted(np.concatenate(clients)) == sorted(rows)
     patients = [set(cases.iloc[own]["patient"]) for own in clients]
     assert len(set.union(*patients)) == sum(map(len, patients)), "no patient is at two clients"
-    assert all(map(np.array_equal, clients, RULES[rule](cases, rows, k, seed))), "the seed alone decides"
+    assert all(map(np.array_equal, clients, partitioned(rule, cases, rows, k, seed))), "the seed alone decides"
 
 
 def phantom_cases(per_class, names="abcd"):
@@ -84,7 +74,7 @@ def phantom_cases(per_class, names="abcd"):
 @pytest.mark.parametrize("rule", ["balanced", "unbalanced", "label_skew", "missing_classes"])
 def test_another_seed_gives_other_patients(rule):
     cases = phantom_cases(30)
-    one, two = (RULES[rule](cases, np.arange(120), 3, seed) for seed in (1, 2))
+    one, two = (partitioned(rule, cases, np.arange(120), 3, seed) for seed in (1, 2))
     assert not all(map(np.array_equal, one, two))
 
 
@@ -92,7 +82,7 @@ def test_another_seed_gives_other_patients(rule):
 @settings(deadline=None)
 def test_balanced_gives_every_client_its_share_of_every_class(per_class, k, seed):
     cases = phantom_cases(per_class)
-    clients = RULES["balanced"](cases, np.arange(len(cases)), k, seed)
+    clients = partitioned("balanced", cases, np.arange(len(cases)), k, seed)
     counts = np.array([cases.iloc[own]["label"].value_counts().reindex(list("abcd"), fill_value=0) for own in clients])
     assert np.ptp(counts, axis=0).max() <= 1
 
@@ -100,19 +90,18 @@ def test_balanced_gives_every_client_its_share_of_every_class(per_class, k, seed
 @pytest.mark.parametrize(("k", "ratio"), [(2, 4), (8, 4), (16, 3)])
 def test_quantity_skew_falls_geometrically_by_the_stated_ratio(k, ratio):
     wanted = client_shares(k, ratio)
+    cases = phantom_cases(1000, "a")
     assert wanted[0] / wanted[-1] == pytest.approx(ratio)
     assert np.ptp(wanted[1:] / wanted[:-1]) == pytest.approx(0)
-    clients = partition_stratified(phantom_cases(1000, "a"), np.arange(1000), wanted, 0)
+    clients = partitioned("quantity_skew", cases, np.arange(1000), k, unbalance_ratio=ratio)
     assert np.abs([len(own) for own in clients] - 1000 * wanted).max() <= 1
 
 
-@pytest.mark.parametrize("alpha", [1.0, 0.5, 2.0])
-def test_shares_of_a_class_are_dirichlet_draws(alpha):
+@pytest.mark.parametrize(("rule", "alpha"), [("unbalanced", 1.0), ("label_skew", 0.5), ("label_skew", 2.0)])
+def test_shares_of_a_class_are_dirichlet_draws(rule, alpha):
     """A client's share of a class is Beta(alpha, (K - 1) alpha): Kolmogorov and Smirnov, 300 seeds, against SciPy's."""
     cases, rows = phantom_cases(2000, "ab"), np.arange(4000)
-    shares = [
-        (partition_dirichlet(cases, rows, 4, alpha, seed, floor=alpha == 1)[0] < 2000).sum() / 2000 for seed in range(300)
-    ]
+    shares = [(partitioned(rule, cases, rows, 4, seed, alpha=alpha)[0] < 2000).sum() / 2000 for seed in range(300)]
     assert stats.kstest(shares, stats.beta(alpha, 3 * alpha).cdf).pvalue > 0.01
 
 
@@ -122,7 +111,7 @@ def test_unbalanced_clients_of_the_authors_set_look_like_theirs():
     labels = [name for name, n in counts.items() for _ in range(n)]
     cases = pd.DataFrame({"patient": np.arange(len(labels)).astype(str), "label": labels})
     sizes = np.array(
-        [[len(own) for own in RULES["unbalanced"](cases, np.arange(len(labels)), 8, seed)] for seed in range(40)]
+        [[len(own) for own in partitioned("unbalanced", cases, np.arange(len(labels)), 8, seed)] for seed in range(40)]
     )
     assert np.quantile(sizes.min(1), 0.05) < 511 < np.quantile(sizes.min(1), 0.95)
     assert np.quantile(sizes.max(1), 0.05) < 4030 < np.quantile(sizes.max(1), 0.95)
@@ -135,7 +124,7 @@ def test_unbalanced_clients_of_the_authors_set_look_like_theirs():
 def test_under_unbalanced_every_client_can_train(per_class, k, seed, names):
     """A patient of every class; enough patients are the only condition."""
     cases = phantom_cases(2 * per_class, names)
-    clients = RULES["unbalanced"](cases, np.arange(len(cases)), k, seed)
+    clients = partitioned("unbalanced", cases, np.arange(len(cases)), k, seed)
     assert sorted(np.concatenate(clients)) == list(range(len(cases)))
     assert all(set(cases.iloc[own]["label"]) == set(names) for own in clients)
 
@@ -143,7 +132,7 @@ def test_under_unbalanced_every_client_can_train(per_class, k, seed, names):
 @pytest.mark.parametrize(("n_missing", "k"), [(1, 4), (2, 2), (2, 4), (2, 8), (1, 2)])
 def test_missing_classes_are_missing_and_every_class_is_at_some_client(n_missing, k):
     cases = phantom_cases(40)
-    clients = partition_missing_classes(cases, np.arange(160), k, n_missing, 3)
+    clients = partitioned("missing_classes", cases, np.arange(160), k, 3, n_missing=n_missing)
     check_partition(cases, np.arange(160), clients, k)
     held = [set(cases.iloc[own]["label"]) for own in clients]
     assert [4 - len(own) for own in held] == [n_missing] * k
@@ -161,7 +150,7 @@ def test_a_small_alpha_skews_more_than_a_large_one():
     cases, rows = phantom_cases(100), np.arange(400)
 
     def mean_skew(alpha):
-        return np.mean([skew(cases, partition_dirichlet(cases, rows, 4, alpha, seed, floor=False)) for seed in range(20)])
+        return np.mean([skew(cases, partitioned("label_skew", cases, rows, 4, seed, alpha=alpha)) for seed in range(20)])
 
     skews = [mean_skew(alpha) for alpha in (0.05, 0.5, 5, 500)]
     assert skews == sorted(skews, reverse=True)
@@ -183,14 +172,14 @@ def test_a_small_alpha_skews_more_than_a_large_one():
 )
 def test_what_a_rule_cannot_do_is_refused_in_one_line(rule, cases, k, words):
     with pytest.raises(UserError, match=words) as caught:
-        RULES[rule](cases, np.arange(len(cases)), k, 0)
+        partitioned(rule, cases, np.arange(len(cases)), k, 0)
     assert "expected" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_table_counts_cases(images):
     rows = images.split("train")
-    counts = table(images.cases, RULES["unbalanced"](images.cases, rows, 2, 1))
+    counts = table(images.cases, partitioned("unbalanced", images.cases, rows, 2, 1))
     assert counts["total"].sum() == len(rows)
     assert (counts[images.classes].sum(axis=1) == counts["total"]).all()
     assert counts[images.classes].sum().to_dict() == images.cases.iloc[rows]["label"].value_counts().to_dict()
@@ -203,11 +192,9 @@ def test_groups_are_dealt_whole_and_none_is_split(example):
     if cases.iloc[rows]["hospital"].nunique() < 2:
         return
     try:
-        clients = partition_by_group(cases, rows, n_clients, "hospital")
-    except UserError as error:
-        fewer = int(re.search(r"at most (\d)", str(error))[1])
-        assert fewer < n_clients
-        check_partition(cases, rows, partition_by_group(cases, rows, fewer, "hospital"), fewer)
+        clients = partitioned("by_group", cases, rows, n_clients, group_column="hospital")
+    except UserError:  # what is refused, and how, is tested below
+        check_partition(cases, rows, partitioned("by_group", cases, rows, 1, group_column="hospital"), 1)
         return
     check_partition(cases, rows, clients, n_clients)
     names = cases.iloc[rows].groupby("patient")["hospital"].agg(lambda own: own.replace("", "(empty)").mode()[0])
@@ -222,26 +209,26 @@ def test_each_group_is_a_client_and_a_patient_of_two_stays_whole():
     hospital = ["A"] * 3 + ["B"] * 4 + ["A", "A", "B"] + [None] * 2
     patient = ["a1", "a2", "a3", "b1", "b2", "b3", "b4", "both", "both", "both", "u1", "u2"]
     cases = pd.DataFrame({"patient": patient, "label": "", "hospital": hospital})
-    clients = partition_by_group(cases, np.arange(12), 3, "hospital")
+    clients = partitioned("by_group", cases, np.arange(12), 3, group_column="hospital")
     assert [own.tolist() for own in clients] == [[0, 1, 2, 7, 8, 9], [3, 4, 5, 6], [10, 11]]
     assert table(cases, clients, "hospital")["groups"].tolist() == ["A, B", "B", "(empty)"]
-    two = partition_by_group(cases, np.arange(12), 2, "hospital")
+    two = partitioned("by_group", cases, np.arange(12), 2, group_column="hospital")
     assert [own.tolist() for own in two] == [[0, 1, 2, 7, 8, 9], [3, 4, 5, 6, 10, 11]]
 
 
 def test_what_by_group_cannot_do_is_refused_with_what_it_can():
     cases = pd.DataFrame({"patient": list("abcdefg"), "label": list("xyxyxyx"), "hospital": list("AAABBBC"), "one": "same"})
     cases["ml"] = np.arange(7) / 3
-    with pytest.raises(UserError, match=r"n_clients = 3: 'hospital' has 3 groups.*at most 2 .*A 3, B 3, C 1"):
-        partition_by_group(cases, np.arange(7), 3, "hospital")
+    with pytest.raises(UserError, match=r"n_clients = 3: 'hospital' has 3 groups.*A 3, B 3, C 1.*expected fewer clients"):
+        partitioned("by_group", cases, np.arange(7), 3, group_column="hospital")
     with pytest.raises(UserError, match=r"'one'.*values in it: 1; .*: label, hospital, ml$"):
-        partition_by_group(cases, np.arange(7), 2, "one")
-    assert len(partition_by_group(cases, np.arange(7), 2, "patient")) == 2, (
+        partitioned("by_group", cases, np.arange(7), 2, group_column="one")
+    assert len(partitioned("by_group", cases, np.arange(7), 2, group_column="patient")) == 2, (
         "a column that is not proposed may still be asked for"
     )
     many = pd.DataFrame({"patient": [str(n) for n in range(60)], "label": "", "ml": np.arange(60) / 3})
     with pytest.raises(UserError, match=r"'ml'.*values in it: 60; .*\(there is none\)$"):
-        partition_by_group(many, np.arange(60), 2, "ml")
+        partitioned("by_group", many, np.arange(60), 2, group_column="ml")
 
 
 def test_a_federation_trains_on_each_rule_and_the_reader_finds_it(images, tmp_path):

@@ -16,11 +16,12 @@ from PIL import Image
 
 from data_prep.radiographs import read_grey, squared
 from fedlib.data.dataset import open_prepared
-from fedlib.data.partition import partition_by_group
+from fedlib.data.partition import clients_of
 from tests.data_prep import cardiac_raw, raw
 from tests.data_prep.cardiac_raw import nifti, packed
 from tests.data_prep.radiographs_raw import dicom, encoded
 from tests.data_prep.spoiled import zipped
+from tests.helpers import run_config
 
 
 def png(seed, **how):
@@ -267,7 +268,8 @@ CODES = [
 def test_codes_of_hospitals_stay_as_they_were_written(tmp_path, prepared, codes):
     images(tmp_path / "raw", "patient", "hospital", of=lambda n: (f"P{n}", codes[n % len(codes)]))
     data, _ = prepared()
-    clients = partition_by_group(data.cases, np.arange(24), len(codes), "hospital")
+    by_hospital = {"n_clients": len(codes), "partition": "by_group", "group_column": "hospital"}
+    clients = clients_of(run_config(data, "local", **by_hospital), data)
     held = [set(data.cases["hospital"].iloc[rows].fillna("").astype(str)) for rows in clients]
     assert sorted(map(sorted, held)) == sorted([code] for code in codes)
 

@@ -6,20 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
 
 from fedlib import analysis
 from fedlib.config import StudyConfig, UserError
-from fedlib.federated import client_app
 from fedlib.federated.checked_strategy import CheckedStrategy, FederationError, count_bytes, participants
-from fedlib.federated.in_process import InProcessGrid
 from fedlib.study import experiment, report
 from fedlib.training.run_store import RunStore
+from tests.federated.canned import asked, canned, identities
 from tests.federated.spoil import spoil_round
 from tests.helpers import outcome, run_config
 
 N = [10, 30, 60]
-NODES = {client + 2: client for client in range(3)}
 
 
 @pytest.fixture
@@ -28,20 +26,19 @@ def config(images):
 
 
 def made(config):
-    """A wrapped strategy that has sent the messages of its first round."""
-    grid = InProcessGrid(client_app.client_app, 3)  # sets who the server is, which a message needs
-    strategy = CheckedStrategy(config, Model(), NODES, N, [])
-    strategy.configure_train(1, strategy.initial, ConfigRecord(), grid)
-    return strategy
+    """A checked strategy of three clients."""
+    return CheckedStrategy(canned(identities(3)), config, Model(), N, [])
+
+
+def trained(strategy, number, messages):
+    """The weights after a round in which these replies arrive, in this order."""
+    strategy.grid = canned(messages)
+    return strategy.train(number, strategy.initial)
 
 
 @pytest.fixture
 def strategy(config):
     return made(config)
-
-
-def asked(client):
-    return Message(RecordDict(), dst_node_id=client + 2, message_type="train")
 
 
 def reply(client, weights, n):
@@ -69,7 +66,7 @@ def replies():
 
 
 def test_fedavg_is_the_mean_weighted_by_cases(strategy):
-    arrays, _ = strategy.aggregate_train(1, replies())
+    arrays = trained(strategy, 1, replies())
     averaged = arrays.to_torch_state_dict()
     for name in ("w", "b"):
         by_hand = sum(n / sum(N) * get_state_dict(client)[name] for client, n in enumerate(N))
@@ -81,15 +78,15 @@ def test_fedavg_is_the_mean_weighted_by_cases(strategy):
 def test_fedavg_gives_the_same_bits_in_any_order_of_arrival(config):
     seen = set()
     for order in itertools.permutations(replies()):
-        arrays, _ = made(config).aggregate_train(1, list(order))
+        arrays = trained(made(config), 1, list(order))
         seen.add(b"".join(array.numpy().tobytes() for array in arrays.to_torch_state_dict().values()))
     assert len(seen) == 1
 
 
 def test_what_each_client_did_is_kept_in_client_order(strategy):
     sent = [count_bytes(reply.content) for reply in replies()]
-    strategy.aggregate_train(4, replies()[::-1])
-    rows = pd.DataFrame(strategy.rows.values())
+    trained(strategy, 4, replies()[::-1])
+    rows = pd.DataFrame(strategy.clients)
     assert rows[["round", "client", "n"]].to_numpy().tolist() == [[4, client, n] for client, n in enumerate(N)]
     assert rows["bytes_up"].tolist() == sent
     assert sent[0] >= 4 * (5 * 3 + 4)
@@ -101,7 +98,7 @@ def test_an_update_that_is_not_finite_names_client_and_round(strategy, bad):
     spoilt["w"][2, 1] = bad
     messages = [reply(0, get_state_dict(0), 10), reply(1, spoilt, 30), reply(2, get_state_dict(2), 60)]
     with pytest.raises(FederationError, match=r"round 5: client 1: w is not finite; expected .* 3 of 3"):
-        strategy.aggregate_train(5, messages)
+        trained(strategy, 5, messages)
 
 
 ODD = {
@@ -117,36 +114,36 @@ def test_an_update_of_another_model_names_client_round_and_weights(strategy, kin
     spoil, words = ODD[kind]
     messages = [reply(0, get_state_dict(0), 10), reply(1, spoil(get_state_dict(1)), 30), reply(2, get_state_dict(2), 60)]
     with pytest.raises(FederationError, match=rf"round 5: client 1: {words}"):
-        strategy.aggregate_train(5, messages)
+        trained(strategy, 5, messages)
 
 
 def test_a_client_cannot_claim_more_cases_than_it_has(strategy):
     messages = [reply(0, get_state_dict(0), 10), reply(1, get_state_dict(1), 3000), reply(2, get_state_dict(2), 60)]
     with pytest.raises(FederationError, match="round 2: client 1: trained on 3000 cases, expected 30"):
-        strategy.aggregate_train(2, messages)
+        trained(strategy, 2, messages)
 
 
 def test_a_client_cannot_reply_twice(strategy):
     with pytest.raises(FederationError, match="round 2: client 1: replied twice"):
-        strategy.aggregate_train(2, [*replies(), reply(1, get_state_dict(1), 30)])
+        trained(strategy, 2, [*replies(), reply(1, get_state_dict(1), 30)])
 
 
 def test_a_client_that_does_not_reply_is_named(strategy):
     with pytest.raises(FederationError, match="round 2: client 0: no reply \\(within 3600 s\\); client 2: no .* 3 of 3"):
-        strategy.aggregate_train(2, replies()[1:2])
+        trained(strategy, 2, replies()[1:2])
 
 
 def test_a_reply_that_is_an_error_stops_the_round(strategy):
     failed = Message(Error(code=0, reason="out of memory"), reply_to=asked(1))
     with pytest.raises(FederationError, match=r"round 3.*out of memory"):
-        strategy.aggregate_train(3, [replies()[0], failed, replies()[2]])
+        trained(strategy, 3, [replies()[0], failed, replies()[2]])
 
 
 def test_a_node_that_is_gone_is_named(strategy):
     """Flower replies in the SuperLink's name, node 1."""
     gone = Message(Error(5, "Error: Node\nUnavailable"), reply_to=Message(RecordDict(), dst_node_id=1, message_type="train"))
     with pytest.raises(FederationError, match=r"round 2: client 1: no reply \(Error: Node Unavailable\); expected"):
-        strategy.aggregate_train(2, [replies()[0], gone, replies()[2]])
+        trained(strategy, 2, [replies()[0], gone, replies()[2]])
 
 
 @pytest.mark.parametrize(("how", "cause"), [(OSError("disk full"), "disk full"), (float("nan"), "not finite")])
@@ -189,10 +186,10 @@ SPOILT = {
 @pytest.mark.parametrize("kind", SPOILT)
 def test_with_a_quorum_a_round_goes_on_and_the_table_says_who_was_missing(lenient, kind):
     spoil, reason = SPOILT[kind]
-    arrays, _ = lenient.aggregate_train(1, spoil(replies()))
+    arrays = trained(lenient, 1, spoil(replies()))
     by_hand = sum(n / 40 * get_state_dict(client)["w"] for client, n in enumerate(N[:2]))
     assert np.allclose(arrays["w"].numpy(), by_hand, atol=1e-6)
-    table = pd.DataFrame(lenient.rows.values())
+    table = pd.DataFrame(lenient.clients)
     assert table["absent"].isna().tolist() == [True, True, False]
     assert table["absent"][2].startswith(reason)
     assert table["n"].tolist() == [10, 30, 0]
@@ -202,7 +199,7 @@ def test_with_a_quorum_a_round_goes_on_and_the_table_says_who_was_missing(lenien
 
 def test_below_the_quorum_the_round_stops(lenient):
     with pytest.raises(FederationError, match="round 4: client 1: no reply .*; client 2: no reply .*; expected .* 2 of 3"):
-        lenient.aggregate_train(4, replies()[:1])
+        trained(lenient, 4, replies()[:1])
 
 
 def test_a_run_with_a_quorum_tells_who_was_missing_in_which_round(images, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedlib.config import UserError
-from fedlib.federated import client_app, server_app
+from fedlib.federated import checked_strategy, client_app
 from fedlib.federated.checked_strategy import FederationError
 from fedlib.federated.in_process import InProcessGrid, parallel_clients
 from fedlib.study import experiment
@@ -178,7 +178,7 @@ def test_an_interrupt_stops_all_clients_at_their_next_step(images, tmp_path, mon
 
 
 def test_nodes_that_never_connect_are_counted(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(server_app, "CONNECT_SECONDS", 0)
+    monkeypatch.setattr(checked_strategy, "CONNECT_SECONDS", 0)
     monkeypatch.setattr(InProcessGrid, "get_node_ids", lambda grid: list(grid.contexts)[:1])
     with pytest.raises(FederationError, match="1 of 2 clients connected within 0 s"):
         experiment.run(run_config(images, "federated"), images, RunStore(tmp_path))

@@ -3,22 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from fedlib.config import Strategy
-from fedlib.federated import client_app
 from fedlib.federated.checked_strategy import CheckedStrategy
-from fedlib.federated.in_process import InProcessGrid
 from fedlib.federated.strategies import CONTROL, STRATEGIES, ControlVariate, get_server_state, proximal_term
 from fedlib.study import experiment
 from fedlib.training import execution
 from fedlib.training.run_store import RunStore
+from tests.federated.canned import asked, canned, identities
 from tests.federated.spoil import spoil_round
 from tests.helpers import run_config
 
 N = [10, 30, 60, 20, 40]
 SHARE = np.array(N) / sum(N)
-NODES = {client + 2: client for client in range(len(N))}
 
 
 class Model(torch.nn.Module):
@@ -40,7 +38,7 @@ def made(images):
 
     def make(name, **changes):
         config = run_config(images, "federated", n_clients=len(N), strategy=name, **changes)
-        return CheckedStrategy(config, Model(), NODES, N, [])
+        return CheckedStrategy(canned(identities(len(N))), config, Model(), N, [])
 
     return make
 
@@ -56,8 +54,7 @@ def updates(round_number=1):
 
 
 def aggregated(strategy, arrays, round_number, w, means, counts):
-    """One round through the doors that Flower uses."""
-    strategy.configure_train(round_number, arrays, ConfigRecord(), InProcessGrid(client_app.client_app, len(w)))
+    """One round with these updates as replies."""
     replies = []
     for client, (own, mean, count) in enumerate(zip(w, means, counts, strict=True)):
         state = {"w": torch.tensor(own), "mean": torch.tensor(mean), "count": torch.tensor(count)}
@@ -65,10 +62,9 @@ def aggregated(strategy, arrays, round_number, w, means, counts):
         content = RecordDict({"arrays": ArrayRecord.from_torch_state_dict(state), "metrics": MetricRecord(metrics)})
         if strategy.config.strategy == "scaffold":
             content[CONTROL] = ArrayRecord({"w": Array(CHANGES[round_number - 1][client])})
-        asked = Message(RecordDict(), dst_node_id=client + 2, message_type="train")
-        replies.append(Message(content, reply_to=asked))
-    result, _ = strategy.aggregate_train(round_number, replies)
-    return result
+        replies.append(Message(content, reply_to=asked(client)))
+    strategy.grid = canned(replies)
+    return strategy.train(round_number, arrays)
 
 
 def two_rounds(strategy):
@@ -176,14 +172,14 @@ def test_the_proximal_term_holds_a_client_near_the_global_weights(images):
 def test_scaffold_moves_the_server_s_control_variate_by_the_mean_change(made):
     strategy = made("scaffold")
     two_rounds(strategy)
-    assert strategy.base.control["w"] == pytest.approx(SHARE @ CHANGES[0] + SHARE @ CHANGES[1], abs=1e-6)
+    assert strategy.strategy.control["w"] == pytest.approx(SHARE @ CHANGES[0] + SHARE @ CHANGES[1], abs=1e-6)
 
 
 def test_a_client_that_sits_out_counts_with_no_change_of_its_control_variate(made):
     """Karimireddy et al., 2020, eq. 5: |S|/N times the mean over the clients S of the round."""
     strategy, (w, means, counts) = made("scaffold", quorum=0.4), updates()
     aggregated(strategy, ArrayRecord.from_torch_state_dict(Model().state_dict()), 1, w[:2], means[:2], counts[:2])
-    assert strategy.base.control["w"] == pytest.approx(SHARE[:2] @ CHANGES[0][:2], abs=1e-6)
+    assert strategy.strategy.control["w"] == pytest.approx(SHARE[:2] @ CHANGES[0][:2], abs=1e-6)
 
 
 def test_the_client_s_half_of_scaffold_is_the_paper_s_option_two_for_sgd():
@@ -227,4 +223,4 @@ def test_a_resumed_run_keeps_the_server_s_state(images, tmp_path, monkeypatch, m
     assert run.result["weights_sha256"] == whole.result["weights_sha256"]
     strategy = made(name)
     two_rounds(strategy)
-    assert get_server_state(strategy.base), "there is something to keep"
+    assert get_server_state(strategy.strategy), "there is something to keep"

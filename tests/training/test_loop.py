@@ -159,7 +159,6 @@ def test_kernels_are_deterministic_unless_a_run_does_without(data, deterministic
     train_round(model, data, rows, config, 0, 1, lambda: found.add(torch.are_deterministic_algorithms_enabled()))
     evaluate(model, data, rows, config)
     assert found == {deterministic}
-    assert not torch.are_deterministic_algorithms_enabled(), "what the notebook had before"
 
 
 MEMORY = 1 << 30

@@ -11,7 +11,6 @@ import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from fedlib import analysis
 from fedlib.config import StudyConfig
 from fedlib.data import partition
 from fedlib.study import experiment
@@ -22,7 +21,7 @@ from fedlib.views.player import Frame, Player
 from tests.conftest import TASKS
 from tests.helpers import run_config
 
-NAMES = ("viewer", "partition_explorer", "round_player", "result_explorer")
+NAMES = ("viewer", "partition_explorer", "round_player")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,6 @@ def player(request, prepared, runs):
         "viewer": lambda: widgets.viewer(data),
         "partition_explorer": lambda: widgets.partition_explorer(data, study(data)),
         "round_player": lambda: widgets.round_player(runs[task]),
-        "result_explorer": lambda: widgets.result_explorer(analysis.compare(runs[task])),
     }[name]()
 
 
@@ -220,8 +218,10 @@ def test_clients_differ_in_colour_or_dashes_and_nothing_is_clipped(tmp_path, fig
     """Sixteen clients: the fault of lines that were all blue, and of labels that ran off the top."""
     config = StudyConfig.make(profile="smoke", out_dir=tmp_path, client_counts=16).runs("f" * 64, ("federated",))[0]
     record = RunStore(tmp_path).begin(config)
-    record.log_rounds([{"round": n, "accuracy": 0.5, "sensitivity": 0.5} for n in (1, 2)])
-    record.log_clients([{"round": n, "client": c, "n": 10, "loss": (1 + c) / n} for n in (1, 2) for c in range(16)])
+    record.write_table("rounds.csv", [{"round": n, "accuracy": 0.5, "sensitivity": 0.5} for n in (1, 2)])
+    record.write_table(
+        "clients.csv", [{"round": n, "client": c, "n": 10, "loss": (1 + c) / n} for n in (1, 2) for c in range(16)]
+    )
     widgets.round_player(record.finish({}, {"weights_sha256": "w"}))
     for figure in figures:
         figure.draw_without_rendering()
@@ -238,25 +238,13 @@ def test_a_client_that_was_absent_is_called_that(images, tmp_path, figures):
     record = RunStore(tmp_path).begin(run_config(images, "federated"))
     rows = [{"round": n, "client": c, "n": 10, "loss": 1.0} for n in (1, 2) for c in (0, 1)]
     rows[3] |= {"n": 0, "loss": np.nan, "absent": "client 1: late"}
-    record.log_clients(rows)
-    record.log_rounds([{"round": n, "accuracy": 0.5, "sensitivity": 0.5} for n in (1, 2)])
+    record.write_table("clients.csv", rows)
+    record.write_table("rounds.csv", [{"round": n, "accuracy": 0.5, "sensitivity": 0.5} for n in (1, 2)])
     widgets.round_player(record.finish({}, {"weights_sha256": "w"}))
     assert [[text.get_text() for text in figure.legends[0].get_texts()] for figure in figures] == [
         ["client 1: 0.50", "client 2: 0.50"],
         ["client 1: 1.00", "client 2: absent"],
     ]
-
-
-def test_results_are_those_of_the_table(runs, data):
-    table = analysis.compare(runs[data.task])
-    player = widgets.result_explorer(table)
-    assert len(player.controls["metric"]) == table["metric"].nunique()
-    for metric, name in zip(table["metric"].unique(), player.controls["metric"], strict=True):
-        arms = table[table["metric"] == metric]
-        score = frame_of(player, name, "score", "all").below
-        assert [value for value in arms["value"] if f"{value:.3f}" not in score] == []
-        difference = frame_of(player, name, "difference from centralized", "balanced").below
-        assert [verdict for verdict in arms["verdict"].dropna() if verdict not in difference] == []
 
 
 def test_the_worst_cases_come_first(runs, data):
@@ -271,8 +259,6 @@ def test_the_worst_cases_come_first(runs, data):
     assert scores == sorted(scores)
 
 
-def test_nothing_to_show_is_an_error_in_words(runs):
+def test_nothing_to_show_is_an_error_in_words():
     with pytest.raises(ValueError, match="at least one finished run"):
         widgets.round_player([])
-    with pytest.raises(ValueError, match="no arm"):
-        widgets.result_explorer(analysis.compare(runs["classification"]).iloc[:0])

@@ -1,9 +1,9 @@
 """Figures of the notebooks and the report: of prepared sets (`images`) and of the run store (`results`)."""
 
-from fedlib.views.plots.figure import COLOURS, AccessibleFigure
-from fedlib.views.plots.images import contours, gallery, intensities, masks, partitions, prediction, rank_by_error, volumes
+from fedlib.analysis import arm_name
+from fedlib.views.plots.figure import AccessibleFigure
+from fedlib.views.plots.images import contours, gallery, intensities, masks, partitions, prediction, rank_by_error
 from fedlib.views.plots.results import (
-    arm_name,
     client_scores,
     communication,
     comparison,
@@ -14,22 +14,7 @@ from fedlib.views.plots.results import (
 )
 
 __all__ = [
-    "COLOURS",
-    "AccessibleFigure",
-    "arm_name",
-    "comparison",
-    "confusion",
-    "contours",
-    "differences",
-    "gallery",
-    "intensities",
-    "learning_curves",
-    "masks",
-    "partitions",
-    "prediction",
+    "AccessibleFigure", "arm_name", "client_scores", "communication", "comparison", "confusion", "contours", "differences",
+    "gallery", "intensities", "learning_curves", "masks", "partitions", "prediction", "rank_by_error",
     "reliability",
-    "client_scores",
-    "communication",
-    "volumes",
-    "rank_by_error",
-]
+]  # fmt: skip

@@ -3,7 +3,6 @@
 import base64
 import io
 from dataclasses import dataclass
-from html import escape
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -41,29 +40,16 @@ class AccessibleFigure:
     alt: str
     table: pd.DataFrame | None = None
 
-    def png(self, scale: int = 2) -> str:
-        """Return the figure as base64 text, `scale` pixels for each pixel that a page shows."""
-        buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=100 * scale)
-        return base64.b64encode(buffer.getvalue()).decode()
-
     @property
     def width(self) -> int:
         """Width in the pixels of a page."""
         return round(100 * self.figure.get_figwidth())
 
-    def html(self) -> str:
-        """Return the figure as an `<img>` element."""
-        return f'<img class="plot" width="{self.width}" src="data:image/png;base64,{self.png()}" alt="{escape(self.alt)}">'
-
-    def csv(self) -> str | None:
-        """Return the table as CSV text with six significant digits."""
-        return None if self.table is None else self.table.to_csv(index=False, float_format="%.6g")
-
     def _repr_mimebundle_(self, **_: object) -> tuple[dict, dict]:
-        shown = {"image/png": self.png(), "text/plain": self.alt}
-        about = {"image/png": {"alt": self.alt, "width": self.width}}
-        return shown if self.table is None else shown | {"text/csv": self.csv()}, about
+        shown = {"image/png": encoded(self.figure, "png", dpi=200), "text/plain": self.alt}
+        if self.table is not None:
+            shown["text/csv"] = self.table.to_csv(index=False, float_format="%.6g")
+        return shown, {"image/png": {"alt": self.alt, "width": self.width}}
 
 
 def accessible_figure(figure: Figure, alt: str, table: pd.DataFrame | None = None) -> AccessibleFigure:
@@ -71,6 +57,13 @@ def accessible_figure(figure: Figure, alt: str, table: pd.DataFrame | None = Non
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
     plt.close(figure)
     return AccessibleFigure(figure, alt, table)
+
+
+def encoded(figure: Figure, form: str, dpi: int = 100) -> str:
+    """Return a figure as base64 text of an image; a page shows 100 pixels for each inch."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=form, dpi=dpi)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def grid(rows: int, columns: int, side: float) -> tuple[Figure, np.ndarray]:

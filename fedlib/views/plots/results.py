@@ -20,69 +20,65 @@ WIDE = 5.6
 @styled
 def comparison(table: pd.DataFrame, level: str = "95%") -> AccessibleFigure:
     """Plot test scores by number of clients from `analysis.compare`, with intervals and the paper's figures."""
-    metrics = list(table["metric"].unique())
-    figure, axes = _panels(len(metrics))
-    for axis, metric in zip(axes, metrics, strict=True):
-        _comparison_panel(axis, table[table["metric"] == metric], level)
-        axis.set_ylabel(f"test {tasks.NAMES[metric]}")
-    axes[-1].set_xlabel("number of clients")
-    _legend(figure)
-    words = [
-        f"{tasks.NAMES[metric]}: {', '.join(f'{arm_name(row)} {row.value:.3f}' for row in rows.itertuples())}"
-        for metric, rows in table.groupby("metric", sort=False)
-    ]
-    numbers = table.assign(arm=[arm_name(row) for row in table.itertuples()], metric=table["metric"].map(tasks.NAMES))
-    numbers = numbers[["arm", *["metric"][: len(metrics) - 1], "value", "low", "high", "paper"]].dropna(axis=1, how="all")
-    return accessible_figure(figure, f"Test scores of every arm with {level} intervals. {'. '.join(words)}.", numbers)
-
-
-def _comparison_panel(axis: plt.Axes, table: pd.DataFrame, level: str) -> None:
-    arms = table[table["mode"] != "centralized"]
-    counts, partitions = sorted(arms["n_clients"].unique()), [name for name in COLOURS if name in set(arms["partition"])]
-    for row in table[table["mode"] == "centralized"].itertuples():
-        axis.axhline(row.value, color=INK, lw=1.2, label=f"centralized, {level} interval")
-        axis.axhspan(row.low, row.high, color=SOFT, alpha=0.18, lw=0)
-    for (mode, partition), arm in arms.groupby(["mode", "partition"], sort=False):
-        beside = partitions.index(partition) - (len(partitions) - 1) / 2
-        shift = 0.2 * beside + (0.05 if mode == "local" else -0.05)
-        at = [counts.index(n) + shift for n in arm["n_clients"]]
-        style = {"ls": "-"} if mode == "federated" else {"ls": ":", "mfc": PAGE}
-        error = np.abs(arm[["low", "high"]].to_numpy().T - arm["value"].to_numpy())
-        style |= {"color": COLOURS[partition], "marker": MARKERS[partition]}
-        axis.errorbar(at, arm["value"], error, label=f"{mode}, {partition}", capsize=3, elinewidth=1.1, **style)
-    published = table[(table["mode"] == "federated") & table["paper"].notna()].drop_duplicates("n_clients")
-    if len(published):
-        at = [counts.index(n) for n in published["n_clients"]]
-        axis.plot(at, published["paper"], "x", color=INK, ms=7, label="the paper, federated (its own data)")
-    axis.set(xticks=range(len(counts)), xticklabels=counts)
-    axis.set_xmargin(0.15)
-    axis.grid(axis="y")
+    columns = ["value", "low", "high"]
+    figure, axes = _by_clients(table, columns, "test {}")
+    for axis, (_, arms) in zip(axes, table.groupby("metric", sort=False), strict=True):
+        for row in arms[arms["mode"] == "centralized"].itertuples():
+            axis.axhline(row.value, color=INK, lw=1.2, label=f"centralized, {level} interval")
+            axis.axhspan(row.low, row.high, color=SOFT, alpha=0.18, lw=0)
+        published = arms[(arms["mode"] == "federated") & arms["paper"].notna()].drop_duplicates("n_clients")
+        if len(published):
+            style = {"ls": "", "marker": "x", "color": INK, "ms": 7}
+            axis.plot(published["n_clients"], published["paper"], label="the paper, federated (its own data)", **style)
+    return _with_numbers(figure, table, [*columns, "paper"], f"Test scores of every arm with {level} intervals")
 
 
 @styled
 def differences(table: pd.DataFrame, level: str = "95%") -> AccessibleFigure:
-    """Plot the difference from centralized of every arm of one metric, from `analysis.compare`, between the margins."""
-    arms = table[table["difference"].notna()]
-    figure, axis = plt.subplots(figsize=(WIDE + 0.8, 1.4 + 0.3 * len(arms)))
-    margin, places = arms["margin"].max(), -np.arange(len(arms))
-    axis.axvline(0, color=INK, ls="--", lw=1, label="no difference")
-    for number, end in enumerate((-margin, margin)):
-        axis.axvline(end, color=INK, ls=":", lw=1.2, label=f"margin, {margin:g}" if number == 0 else None)
-    for mode, partition in arms[["mode", "partition"]].drop_duplicates().itertuples(index=False):
-        one = ((arms["mode"] == mode) & (arms["partition"] == partition)).to_numpy()
-        part = arms[one]
-        error = np.abs(part[["difference_low", "difference_high"]].to_numpy().T - part["difference"].to_numpy())
-        style = {"color": COLOURS[partition], "marker": MARKERS[partition], "mfc": PAGE if mode == "local" else None}
-        axis.errorbar(part["difference"], places[one], xerr=error, ls="", capsize=3, label=f"{mode}, {partition}", **style)
-    names = [arm_name(arm) for arm in arms.itertuples()]
-    axis.set(yticks=places, yticklabels=names, ylim=(places.min() - 0.6, 0.6))
-    axis.set(title=f"test {tasks.NAMES[arms['metric'].iloc[0]]}", xlabel=f"difference from centralized, {level} interval")
-    axis.grid(axis="x")
+    """Plot each arm's difference from centralized by number of clients, from `analysis.compare`, between the margins."""
+    table, columns = table[table["difference"].notna()], ["difference", "difference_low", "difference_high"]
+    figure, axes = _by_clients(table, columns, "difference from centralized,\ntest {}")
+    for axis, margin in zip(axes, table.groupby("metric", sort=False)["margin"].max(), strict=True):
+        axis.axhline(0, color=INK, ls="--", lw=1, label="no difference")
+        axis.axhline(-margin, color=INK, ls=":", lw=1.2, label=f"margin, {margin:g}")
+        axis.axhline(margin, color=INK, ls=":", lw=1.2)
+    words = f"Differences from centralized with {level} intervals, beside the margin"
+    return _with_numbers(figure, table, [*columns, "margin", "verdict"], words)
+
+
+def _by_clients(table: pd.DataFrame, columns: list[str], label: str) -> tuple[plt.Figure, np.ndarray]:
+    """Plot a value with its interval, in `columns`, by number of clients: a panel per metric, named by `label`."""
+    groups = table.groupby("metric", sort=False)
+    figure, axes = _panels(groups.ngroups)
+    arms = table[table["mode"] != "centralized"]
+    kinds, counts = [name for name in COLOURS if name in set(arms["partition"])], sorted(arms["n_clients"].unique())
+    for axis, metric in zip(axes, groups.groups, strict=True):
+        for (mode, kind), arm in arms[arms["metric"] == metric].groupby(["mode", "partition"], sort=False):
+            aside = 0.2 * (kinds.index(kind) - (len(kinds) - 1) / 2) + (0.05 if mode == "local" else -0.05)
+            middle, low, high = arm[columns].to_numpy().T
+            style = {"ls": "-"} if mode == "federated" else {"ls": ":", "mfc": PAGE}
+            style |= {"color": COLOURS[kind], "marker": MARKERS[kind], "label": f"{mode}, {kind}".replace("_", " ")}
+            axis.errorbar(
+                arm["n_clients"] * 2**aside, middle, (middle - low, high - middle), capsize=3, elinewidth=1.1, **style
+            )
+        axis.set_xscale("log", base=2)
+        axis.minorticks_off()
+        axis.set(xticks=counts, xticklabels=counts, ylabel=label.format(tasks.NAMES[metric]))
+        axis.grid(axis="y")
+    axes[-1].set_xlabel("number of clients")
+    return figure, axes
+
+
+def _with_numbers(figure: plt.Figure, table: pd.DataFrame, columns: list[str], words: str) -> AccessibleFigure:
+    """Add the legend, the first of `columns` in words, and a table of all of them."""
     _legend(figure)
-    words = ", ".join(f"{name} {value:+.3f}" for name, value in zip(names, arms["difference"], strict=True))
-    numbers = arms.assign(arm=names)[["arm", "difference", "difference_low", "difference_high", "margin", "verdict"]]
+    numbers = table.assign(arm=[arm_name(arm) for arm in table.itertuples()], metric=table["metric"].map(tasks.NAMES))
+    found = [
+        f"{metric}: {', '.join(f'{arm} {value:.3f}' for arm, value in zip(part['arm'], part[columns[0]], strict=True))}"
+        for metric, part in numbers.groupby("metric", sort=False)
+    ]
     return accessible_figure(
-        figure, f"Differences from centralized with {level} intervals and the margin {margin:g}: {words}.", numbers
+        figure, f"{words}. {'. '.join(found)}.", numbers[["arm", *columns, "metric"]].dropna(axis=1, how="all")
     )
 
 
@@ -151,25 +147,19 @@ def communication(runs: list[Run]) -> AccessibleFigure:
 
     A mean over partitions and seeds, which do not change it as long as every client replies.
     """
-    rows = [(run.config.n_clients, run.config.rounds, run.result["bytes"] / 1e6) for run in runs]
-    numbers = pd.DataFrame(rows, columns=["number of clients", "rounds", "MB in all"])
-    numbers = numbers.groupby("number of clients", as_index=False).mean().astype({"rounds": int})
-    numbers.insert(1, "MB per round", numbers["MB in all"] / numbers["rounds"])
+    rows = [(run.config.n_clients, run.result["bytes"] / 1e6 / run.config.rounds, run.result["bytes"] / 1e6) for run in runs]
+    numbers = pd.DataFrame(rows, columns=["number of clients", "MB per round", "MB in all"])
+    numbers = numbers.groupby("number of clients", as_index=False).mean()
     figure, axis = plt.subplots(figsize=(WIDE, 3.6))
-    bars = axis.bar(range(len(numbers)), numbers["MB per round"], 0.5, color=COLOURS["balanced"])
-    labels = [f"{_mb(each)} a round\n{_mb(total)} in all" for _, each, _, total in numbers.itertuples(index=False)]
-    axis.bar_label(bars, labels, fontsize=9, padding=3)
-    axis.set(xlabel="number of clients", xticks=range(len(numbers)), xticklabels=numbers["number of clients"])
-    axis.set_ylabel("MB per round, both ways")
-    axis.set_xlim(-0.75, len(numbers) - 0.25)
+    sns.barplot(
+        numbers, x="number of clients", y="MB per round", width=0.5, color=COLOURS["balanced"], saturation=1, ax=axis
+    )
+    labels = [f"{one:,.1f} MB a round\n{total:,.1f} MB in all" for _, one, total in numbers.itertuples(index=False)]
+    axis.bar_label(axis.containers[0], labels, fontsize=9, padding=3)
+    axis.set(ylabel="MB per round, both ways", xlim=(-0.75, len(numbers) - 0.25))
     axis.margins(y=0.2)
     words = [f"{n} clients: {label}".replace("\n", ", ") for n, label in zip(numbers.iloc[:, 0], labels, strict=True)]
     return accessible_figure(figure, f"Weights sent by federated training. {'; '.join(words)}.", numbers)
-
-
-def _mb(value: float) -> str:
-    """Return megabytes with three significant digits at least, never in powers of ten."""
-    return f"{value:,.0f} MB" if value >= 100 else f"{value:.3g} MB"
 
 
 @styled
@@ -178,33 +168,21 @@ def client_scores(runs: list[Run], metric: str) -> AccessibleFigure:
     numbers = _client_scores(runs, metric)
     local = numbers[numbers["model"] == "local"]
     together = numbers[(numbers["model"] == "federated") & numbers["number of clients"].isin(local["number of clients"])]
-    partitions = [name for name in COLOURS if name in set(local["partition"])]
+    kinds = [name for name in COLOURS if name in set(local["partition"])]
     figure, axis = plt.subplots(figsize=(WIDE, 4))
-    look = {
-        "x": "number of clients",
-        "y": "score",
-        "hue": "partition",
-        "hue_order": partitions,
-        "palette": COLOURS,
-        "ax": axis,
-    }
-    sns.stripplot(local, dodge=True, jitter=False, size=5, alpha=0.6, legend=False, **look)
-    if len(together):
-        dodge = 0.4 if len(partitions) > 1 else False  # seaborn divides by the number of hues but one
-        sns.pointplot(together, dodge=dodge, markers="_", ms=22, ls="", errorbar=None, legend=False, **look)
-    for partition in partitions:
-        axis.plot([], [], "o", color=COLOURS[partition], label=f"each local model, {partition}")
-        axis.plot([], [], lw=3, color=COLOURS[partition], label=f"their federation, {partition}")
+    columns = {"x": "number of clients", "y": "score", "hue": "partition", "hue_order": kinds, "palette": COLOURS}
+    sns.stripplot(local, dodge=True, jitter=False, size=5, alpha=0.6, legend=False, ax=axis, **columns)
+    sns.stripplot(together, dodge=True, jitter=False, size=22, marker="_", linewidth=3, legend=False, ax=axis, **columns)
+    for kind in kinds:
+        axis.plot([], [], "o", color=COLOURS[kind], label=f"each local model, {kind}".replace("_", " "))
+        axis.plot([], [], lw=3, color=COLOURS[kind], label=f"their federation, {kind}".replace("_", " "))
     axis.set_ylabel(f"test {tasks.NAMES[metric]}")
     axis.grid(axis="y")
     _legend(figure)
-    words = "; ".join(
-        f"{n} clients {partition}: {part['score'].min():.3f} to {part['score'].max():.3f}"
-        for (n, partition), part in local.groupby(["number of clients", "partition"])
-    )
-    return accessible_figure(
-        figure, f"Test {tasks.NAMES[metric]} of the clients' local models, lowest to highest. {words}.", numbers
-    )
+    ends = local.groupby(["number of clients", "partition"])["score"].agg(["min", "max"])
+    words = "; ".join(f"{n} clients {kind}: {low:.3f} to {high:.3f}" for (n, kind), low, high in ends.itertuples())
+    alt = f"Test {tasks.NAMES[metric]} of the clients' local models, lowest to highest. {words}."
+    return accessible_figure(figure, alt, numbers)
 
 
 def _client_scores(runs: list[Run], metric: str) -> pd.DataFrame:
@@ -225,47 +203,38 @@ def _client_scores(runs: list[Run], metric: str) -> pd.DataFrame:
 def confusion(runs: list[Run]) -> AccessibleFigure:
     """Plot confusion matrices on the test split: rows are the true classes, cells the share of that class's patients."""
     figure, axes = plt.subplots(len(runs), 1, figsize=(4.8, 3.6 * len(runs)), squeeze=False)
-    numbers, words = [], []
-    for axis, run in zip(axes[:, 0], runs, strict=True):
+    names, shares, words = [arm_name(run.config) for run in runs], [], []
+    for axis, run, name in zip(axes[:, 0], runs, names, strict=True):
         matrix = confusion_matrix(run.cases)
-        share = matrix.div(matrix.sum(axis=1).replace(0, np.nan), axis=0).to_numpy()
-        ticks = [name.replace("_", " ") for name in matrix]
-        sns.heatmap(share, annot=True, fmt=".2f", cmap="Blues", cbar=False, vmin=0, vmax=1, ax=axis,
-                    xticklabels=ticks, yticklabels=ticks, square=True, annot_kws={"size": 9})  # fmt: skip
-        axis.set(title=arm_name(run.config), xlabel="predicted", ylabel="true")
-        axis.tick_params(axis="x", rotation=30)
+        share = matrix.div(matrix.sum(axis=1), axis=0)  # NaN for a class without a case
+        share.index = share.columns = [label.replace("_", " ") for label in matrix]
+        sns.heatmap(share, annot=True, fmt=".2f", cmap="Blues", cbar=False, vmin=0, vmax=1, square=True, ax=axis)
+        axis.set(title=name, xlabel="predicted", ylabel="true")
         axis.tick_params(axis="y", rotation=0)
-        table = pd.DataFrame(share, columns=[f"predicted {tick}" for tick in ticks])
-        table.insert(0, "true", ticks)
-        table.insert(0, "arm", arm_name(run.config))
-        numbers.append(table)
-        found = ", ".join(f"{name} {value:.2f}" for name, value in zip(ticks, share.diagonal(), strict=True))
-        words.append(f"{arm_name(run.config)}: {found}")
-    return accessible_figure(
-        figure, f"Confusion matrices on the test split. Sensitivity, {'; '.join(words)}.", pd.concat(numbers)
-    )
+        plt.setp(axis.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
+        shares.append(share)
+        words.append(f"{name}: {', '.join(f'{label} {share.loc[label, label]:.2f}' for label in share)}")
+    table = pd.concat(shares, keys=names, names=["arm", "true class"]).add_prefix("predicted ").reset_index()
+    return accessible_figure(figure, f"Confusion matrices on the test split. Sensitivity, {'; '.join(words)}.", table)
 
 
 @styled
 def reliability(table: pd.DataFrame) -> AccessibleFigure:
     """Plot the share of correct predictions against the confidence of the model, from `analysis.calibration`."""
-    arms = list(table.groupby(["mode", "n_clients", "partition"], sort=False))
-    figure, axes = plt.subplots(len(arms), 1, figsize=(4.2, 3.2 * len(arms)), sharex=True, squeeze=False)
-    words, numbers = [], []
-    for axis, (_, arm) in zip(axes[:, 0], arms, strict=True):
-        name, ece = arm_name(next(arm.itertuples())), arm["ece"].iloc[0]
+    table = table.assign(arm=[arm_name(row) for row in table.itertuples()])
+    errors = table.groupby("arm", sort=False)["ece"].first()
+    figure, axes = plt.subplots(len(errors), 1, figsize=(4.2, 3.2 * len(errors)), sharex=True, squeeze=False)
+    for axis, (name, arm) in zip(axes[:, 0], table.groupby("arm", sort=False), strict=True):
         width = arm["high"] - arm["low"]
-        axis.bar(arm["low"], arm["accuracy"], width, align="edge", color=COLOURS["balanced"], edgecolor=PAGE)
-        axis.plot([0, 1], [0, 1], "--", color=SOFT, lw=1)
-        axis.set(title=f"{name}\nECE {ece:.3f}", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
-        words.append(f"{name} {ece:.3f}")
-        numbers.append(arm.drop(columns=["mode", "n_clients", "partition", "bin", "ece"]).assign(arm=name))
+        style = {"align": "edge", "color": COLOURS["balanced"], "edgecolor": PAGE, "label": "answers of this confidence"}
+        axis.bar(arm["low"], arm["accuracy"], width, **style)
+        axis.plot([0, 1], [0, 1], "--", color=SOFT, lw=1, label="calibrated")
+        axis.set(title=f"{name}\nECE {errors[name]:.3f}", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
     axes[-1, 0].set_xlabel("confidence")
-    alt = (
-        f"Reliability: share of right predictions in each bin of confidence. Expected calibration error: {', '.join(words)}."
-    )
-    table = pd.concat(numbers)
-    return accessible_figure(figure, alt, table[["arm", *table.columns[:-1]]])
+    _legend(figure)
+    words = ", ".join(f"{name} {error:.3f}" for name, error in errors.items())
+    alt = f"Reliability: share of right predictions by confidence. Expected calibration error: {words}."
+    return accessible_figure(figure, alt, table[["arm", "low", "high", "patients", "confidence", "accuracy"]])
 
 
 def _panels(n: int) -> tuple[plt.Figure, np.ndarray]:
