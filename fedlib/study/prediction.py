@@ -34,7 +34,8 @@ def write_predictions(run: Run, choices: list[dict[str, Any]], images: Iterable[
     out.mkdir(parents=True, exist_ok=True)
     chosen = {row["setting"]: row["value"] for row in choices}
     manifest = {"task": run.config.task, "classes": run.classes, "spacing_mm": chosen.get("spacing_mm")}
-    empty = PreparedDataset(run.folder, manifest, pd.DataFrame(), np.empty(0), np.empty(0))
+    axes = 4 if run.config.task == "classification" else 5
+    empty = PreparedDataset(run.folder, manifest, pd.DataFrame(), np.empty((0,) * axes), np.empty(0))
     model, rows = load_model(run, empty).eval(), []
     for name, single in tqdm(images, "predicting", unit="image", disable=None):
         if isinstance(single, str):

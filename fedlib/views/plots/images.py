@@ -13,7 +13,7 @@ from fedlib import tasks
 from fedlib.data import partition
 from fedlib.data.dataset import PreparedDataset
 from fedlib.training.run_store import Run
-from fedlib.views.plots.figure import PAGE, SOFT, AccessibleFigure, accessible_figure, grid, styled
+from fedlib.views.plots.figure import PAGE, SERIES, SOFT, AccessibleFigure, accessible_figure, grid, styled
 
 STRUCTURE_COLOURS = {"orange": "#ffb000", "blue": "#1fa8ff"}
 """Distinct on grey images and with each kind of colour blindness."""
@@ -212,7 +212,7 @@ def prediction(data: PreparedDataset, said: Mapping[str, float], title: str) -> 
         _structure_legend(figure, data)
     else:
         axes[0, 0].imshow(data.images[0, 0], cmap="gray", vmin=0, vmax=255)
-        axes[0, 1].barh(list(words), list(words.values()), color=STRUCTURE_COLOURS[1])
+        axes[0, 1].barh(list(words), list(words.values()), color=SERIES[0])
         axes[0, 1].set(xlim=(0, 1), xticks=[0, 1], yticks=range(len(words)), yticklabels=words, xlabel="probability")
         axes[0, 1].invert_yaxis()
     figure.suptitle(title, fontsize=9)
