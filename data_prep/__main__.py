@@ -1,28 +1,27 @@
 """python -m data_prep SOURCE --input FOLDER_OR_ZIP --out DIR: make a prepared set."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
-from math import isfinite
+from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import click
-import typer
-from typer import Option
 
-from data_prep import sources
+from data_prep import quality, sources
 from data_prep.cardiac import Settings
 from data_prep.duplicates import NEAR_BITS
+from data_prep.nifti import SPACING_MM
 from data_prep.pipeline import CORES
-from data_prep.synthetic_cxr import Findings
 from fedlib.config import UserError
 from fedlib.data.dataset import PreparedDataset
 
 HELP = """Turn raw images into a prepared set that the study trains on.
 
 The set appears at --out whole or not at all: arrays, cases.csv (patients and duplicates within one split), qc.csv (what was
-rejected and why), duplicates.csv, manifest.json. Interrupted, the same command resumes; what did not change is not read
-again. Sources, licences, sizes and times: data_prep/README.md.
+rejected and why), duplicates.csv, manifest.json. Interrupted, the same command resumes. Sources, licences, sizes and times,
+and how to get the images: data_prep/README.md.
 
 Then: python -m fedlib study --task ... --data DIR
 """
@@ -35,245 +34,176 @@ CARDIAC_HELP = {
     "--lv and --myo are names in dataset.json, or values.",
 }
 
-app = typer.Typer(help=HELP, add_completion=False, pretty_exceptions_enable=False)
 
-SplitBy = Literal["patient", "image"]
-OnBad = Literal["stop", "skip"]
-Input = Annotated[Path, Option("--input", help="Folder or zip with the raw images; a zip is not unpacked.")]
-Out = Annotated[Path, Option(help="Folder of the prepared set.")]
-Overwrite = Annotated[bool, Option("--overwrite", help="Replace or update the prepared set that is there.")]
-Bad = Annotated[OnBad, Option(help="At a case that cannot be used: stop, or skip it and list it in qc.csv.")]
-Seed = Annotated[int, Option(min=0, help="Seed of the splits and, for phantoms, of the images.")]
-Fractions = Annotated[str | None, Option(help="Percent of train, val and test, as in 80,10,10; without: 60,10,30.")]
-By = Annotated[SplitBy, Option(help="image: a patient and duplicates may be on both sides, and reports say so.")]
-Near = Annotated[int, Option("--near", min=0, max=64, help="Bits of 256 in which the hashes of near-duplicates may differ.")]
-Jobs = Annotated[int, Option(min=1, max=256, help="Cases read at a time.")]
-Raw = Annotated[Path | None, Option(help="Keep the raw files, in the layout of the real data, in this new folder.")]
-Side = Annotated[int, Option(min=16, max=4096, help="Side of a prepared image in pixels.")]
-Text = str | None
+class Numbers(click.ParamType):
+    """A number, or several with commas between, each from `low` to `high`, for which `also` holds."""
+
+    name = "numbers"
+
+    def __init__(
+        self, count: int, low: float, high: float, expected: str, also: Callable[..., bool] = lambda *numbers: True
+    ):
+        self.count, self.low, self.high, self.expected, self.also = count, low, high, expected, also
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the numbers in a text. Raises UserError with option, value, and what was expected."""
+        try:
+            numbers = tuple(map(float, value.split(",")))
+        except ValueError:
+            numbers = ()
+        inside = len(numbers) == self.count and all(self.low <= number <= self.high for number in numbers)
+        if not inside or not self.also(*numbers):
+            raise UserError(f"{param.opts[0]} {value}: expected {self.expected}")
+        return numbers if self.count > 1 else numbers[0]
 
 
-@app.command("synthetic-cxr")
-def synthetic_cxr(
-    out: Out,
-    cases: Annotated[int, Option(min=20, help="Number of images, a quarter in each class.")] = 1000,
-    size: Side = 64,
-    seed: Seed = 0,
-    fractions: Fractions = None,
-    split_by: By = "patient",
-    keep_raw: Raw = None,
-    overwrite: Overwrite = False,
-    findings: Annotated[Findings, Option(help="mild: slow to learn; clear: quick to learn, with a ceiling.")] = "clear",
-) -> None:
+SHARES = Numbers(3, 1, 98, "3 percentages with the sum 100, as in 80,10,10", lambda *shares: abs(sum(shares) - 100) < 1e-6)
+SPACING = Numbers(3, *SPACING_MM, f"3 numbers from {SPACING_MM[0]:g} to {SPACING_MM[1]:g}, as in 2,2,2")
+SIZE = Numbers(3, 8, 8192, "3 multiples of 8, as in 96,96,96", lambda *sides: not any(side % 8 for side in sides))
+WINDOW = Numbers(2, -1e6, 1e6, "2 numbers, the smaller one first, as in -160,440", lambda low, high: low < high)
+MARGIN, SHARE = Numbers(1, 0, 1000, "a number from 0 to 1000"), Numbers(1, 0, 1, "a number from 0 to 1")
+
+
+def option(names: str, kind: Any, help: str, default: Any = None, **more: Any) -> Callable:
+    """Return an option by its name and, where it is another one, that of its argument."""
+    return click.option(*names.split(), type=kind, help=help, **({} if default is None else {"default": default}), **more)
+
+
+def options(*several: Callable) -> Callable:
+    """Return a decorator that gives a command these options, in this order."""
+    return lambda command: reduce(lambda function, option: option(function), reversed(several), command)
+
+
+PATH, WORDS, WHOLE = click.Path(path_type=Path), click.Choice, click.IntRange
+PERCENT = "Percent of train, val and test, as in 80,10,10; without: 60,10,30."
+IMAGE = "image: a patient and duplicates may be on both sides, and reports say so."
+KEEP = "Keep the raw files, in the layout of the real data, in this new folder."
+SIDE = "Side of a prepared image in pixels."
+OUT = option("--out", PATH, "Folder of the prepared set.", required=True)
+SPLITTING = (
+    option("--seed", WHOLE(0), "Seed of the splits and, for phantoms, of the images.", 0),
+    option("--fractions percent", SHARES, PERCENT),
+    option("--split-by", WORDS(["patient", "image"]), IMAGE, "patient"),
+    option("--overwrite", bool, "Replace the prepared set that is there.", is_flag=True),
+)
+PHANTOMS = (OUT, *SPLITTING, option("--keep-raw", PATH, KEEP))
+FILES = (
+    option("--input source", PATH, "Folder or zip with the raw images; a zip is not unpacked.", required=True),
+    OUT,
+    *SPLITTING,
+    option("--near near_bits", WHOLE(0, 64), "Bits of 256 in which hashes of near-duplicates may differ.", NEAR_BITS),
+    option("--on-bad", WORDS(["stop", "skip"]), "At a case that cannot be used: stop, or list it in qc.csv.", "stop"),
+    option("--jobs", WHOLE(1, 256), "Cases read at a time.", CORES),
+)
+app = click.Group(help=HELP, context_settings={"show_default": True})
+
+
+@app.command()
+@options(*PHANTOMS, option("--size", WHOLE(16, 4096), SIDE, 64))
+@option("--cases", WHOLE(20), "Number of images, a quarter in each class.", 1000)
+@option("--findings", WORDS(["clear", "mild"]), "mild: slow to learn; clear: quick to learn, with a ceiling.", "clear")
+def synthetic_cxr(**given: Any) -> None:
     """Chest X-ray phantoms in four categories, as PNGs in the folders of the COVID-19 Radiography Database."""
-    splitting = {"fractions": _fractions(fractions), "split_by": split_by}
-    _report(sources.prepare_synthetic("classification", out, cases, size, seed, keep_raw, overwrite, findings, **splitting))
+    _prepare(sources.prepare_synthetic, task="classification", **given)
 
 
-@app.command("synthetic-cardiac")
-def synthetic_cardiac(
-    out: Out,
-    cases: Annotated[int, Option(min=3, help="Number of volumes, one a patient.")] = 66,
-    size: Annotated[int, Option(min=16, help="Side of a prepared volume in voxels.")] = 40,
-    seed: Seed = 0,
-    fractions: Fractions = None,
-    split_by: By = "patient",
-    keep_raw: Raw = None,
-    overwrite: Overwrite = False,
-) -> None:
+@app.command()
+@options(*PHANTOMS, option("--size", WHOLE(16), "Side of a prepared volume in voxels.", 40))
+@option("--cases", WHOLE(3), "Number of volumes, one a patient.", 66)
+def synthetic_cardiac(**given: Any) -> None:
     """Cardiac CT phantoms with LV and myocardium, as NIfTI pairs in the naming and label values of MM-WHS."""
-    splitting = {"fractions": _fractions(fractions), "split_by": split_by}
-    _report(sources.prepare_synthetic("segmentation", out, cases, size, seed, keep_raw, overwrite, **splitting))
+    _prepare(sources.prepare_synthetic, task="segmentation", **given)
 
 
-@app.command("class-folders")
-def class_folders(
-    source: Input,
-    out: Out,
-    size: Side = 224,
-    where: Annotated[Text, Option(help="Keep rows of manifest.csv with this value, as in mini=1.")] = None,
-    seed: Seed = 0,
-    fractions: Fractions = None,
-    split_by: By = "patient",
-    near_bits: Near = NEAR_BITS,
-    on_bad: Bad = "stop",
-    overwrite: Overwrite = False,
-    jobs: Jobs = CORES,
-) -> None:
+@app.command()
+@options(*FILES, option("--size", WHOLE(16, 4096), SIDE, 224))
+@option("--where", str, "Keep rows of manifest.csv with this value, as in mini=1.")
+def class_folders(**given: Any) -> None:
     """Images in one folder a class: <CLASS>/*.png or <CLASS>/images/*.png; PNG, JPEG or DICOM.
 
     A manifest.csv beside the folders (file, class, and perhaps patient, dup_group, split) keeps patients and duplicates
     within one split; without it a folder inside the class is a patient, and so is every image that lies in none.
     """
-    _report(sources.prepare_class_folders(source, out, size, where, **_options(locals())))
+    _prepare(sources.prepare_class_folders, **given)
 
 
-@app.command("covid19-radiography")
-def covid19_radiography(
-    source: Input,
-    out: Out,
-    size: Side = 224,
-    subset: Annotated[bool, Option("--subset", help="Accept other counts than the published ones.")] = False,
-    seed: Seed = 0,
-    fractions: Fractions = None,
-    split_by: By = "patient",
-    near_bits: Near = NEAR_BITS,
-    on_bad: Bad = "stop",
-    overwrite: Overwrite = False,
-    jobs: Jobs = CORES,
-) -> None:
+@app.command()
+@options(*FILES, option("--size", WHOLE(16, 4096), SIDE, 224))
+@option("--subset", bool, "Accept other counts than the published ones.", is_flag=True)
+def covid19_radiography(**given: Any) -> None:
     """The COVID-19 Radiography Database as Kaggle gives it: four classes, 21,165 PNGs, tables of where each came from."""
-    _report(sources.prepare_covid19_radiography(source, out, size, subset, **_options(locals())))
+    _prepare(sources.prepare_covid19_radiography, **given)
 
 
-def cardiac(
-    context: typer.Context,
-    source: Input,
-    out: Out,
-    spacing: Annotated[Text, Option(help="Voxel size in mm: right-left, front-back, feet-head.")] = None,
-    size: Annotated[Text, Option(help="Voxels of the window, along the same axes; multiples of 8.")] = None,
-    modality: Annotated[
-        Literal["ct", "mr"] | None, Option(help="ct: Hounsfield units; mr: percentiles of a volume.")
-    ] = None,
-    window: Annotated[Text, Option(help="Intensities that become black and white, as in -160,440.")] = None,
-    crop: Annotated[
-        Literal["heart", "centre"] | None, Option(help="The window lies around LV and Myo, or in the volume's middle.")
-    ] = None,
-    margin: Annotated[float | None, Option(min=0, help="With --crop heart: mm around both that must fit.")] = None,
-    max_loss: Annotated[float | None, Option(min=0, max=1, help="Share of its volume a structure may lose.")] = None,
-    lv: Annotated[Text, Option(help="Label value or name of the LV; commas merge several.")] = None,
-    myo: Annotated[Text, Option(help="Label value or name of the myocardium; the same.")] = None,
-    seed: Seed = 0,
-    fractions: Fractions = None,
-    split_by: By = "patient",
-    near_bits: Near = NEAR_BITS,
-    on_bad: Bad = "stop",
-    overwrite: Overwrite = False,
-    jobs: Jobs = CORES,
-) -> None:
-    """Prepare one of sources.CARDIAC: the command's own name is the source; what is not given is that source's default."""
-    options = _options(locals())
-    given = {
-        "spacing_mm": _numbers("--spacing", spacing, 3, positive=True),
-        "size": _numbers("--size", size, 3, positive=True, multiple=8),
-        "modality": modality,
-        "window": _numbers("--window", window, 2, rising=True),
-        "crop": crop,
-        "margin_mm": _finite("--margin", margin),
-        "max_loss": _finite("--max-loss", max_loss),
-        "lv": lv,
-        "myo": myo,
-    }
-    stated = {name: value for name, value in given.items() if value is not None}
-    settings = replace(sources.CARDIAC[context.info_name].DEFAULTS, **stated)
-    _report(sources.prepare_cardiac(context.info_name, source, out, settings, **options))
-
-
-def _defaults(settings: Settings) -> str:
-    spacing, size = (",".join(f"{value:g}" for value in values) for values in (settings.spacing_mm, settings.size))
-    return (
-        f"Defaults: --spacing {spacing} --size {size} --modality {settings.modality} --crop {settings.crop} "
-        f"--margin {settings.margin_mm:g} --max-loss {settings.max_loss:g} --lv {settings.lv} --myo {settings.myo}"
+def _add_cardiac(adapter: str, default: Settings) -> None:
+    """Add the command of one of sources.CARDIAC, with the defaults of that source."""
+    spacing, size, margin = (
+        ",".join(f"{value:g}" for value in values) for values in (default.spacing_mm, default.size, (default.margin_mm,))
     )
 
+    @app.command(adapter, help=CARDIAC_HELP[adapter])
+    @options(*FILES)
+    @option("--spacing spacing_mm", SPACING, "Voxels in mm: right-left, front-back, feet-head.", spacing)
+    @option("--size", SIZE, "Voxels of the window, along the same axes.", size)
+    @option("--modality", WORDS(["ct", "mr"]), "ct: Hounsfield units; mr: percentiles of a volume.", default.modality)
+    @option("--window", WINDOW, "Intensities that become black and white, as in -160,440.")
+    @option("--crop", WORDS(["heart", "centre"]), "Window around LV and Myo, or in the volume's middle.", default.crop)
+    @option("--margin margin_mm", MARGIN, "With --crop heart: mm around both that must fit.", margin)
+    @option("--max-loss", SHARE, "Share of its volume a structure may lose.", f"{default.max_loss:g}")
+    @option("--lv", str, "Label value or name of the LV; commas merge several.", default.lv)
+    @option("--myo", str, "Label value or name of the myocardium; the same.", default.myo)
+    def command(**given: Any) -> None:
+        settings = Settings(**{name: given.pop(name) for name in vars(default)})
+        settings = replace(settings, size=tuple(map(int, settings.size)))
+        _prepare(sources.prepare_cardiac, adapter=adapter, settings=settings, **given)
 
-for name, text in CARDIAC_HELP.items():
-    app.command(name, help=f"{text}\n\n{_defaults(sources.CARDIAC[name].DEFAULTS)}")(cardiac)
+
+for name, adapter in sources.CARDIAC.items():
+    _add_cardiac(name, adapter.DEFAULTS)
 
 
-@app.command("merge")
-def merge(
-    sets: Annotated[list[Path], typer.Argument(metavar="SET SET...", help="Prepared sets, named by their folders.")],
-    out: Out,
-    overwrite: Overwrite = False,
-) -> None:
-    """Put prepared sets of several hospitals or archives together, told apart by a column `source`."""
+@app.command()
+@click.argument("sets", type=PATH, nargs=-1, required=True, metavar="SET SET...")
+@options(OUT, SPLITTING[-1])
+def merge(**given: Any) -> None:
+    """Put prepared sets of several hospitals or archives together, told apart by a column `source`: the folders' names."""
     from data_prep.merge import merge as together
 
-    _report(together(sets, out, overwrite))
+    _tell(together(**given))
 
 
-@app.command("download")
-def download(
-    source: str, to: Annotated[Path, Option(help="Folder to download into; what an earlier call left there is resumed.")]
-) -> None:
-    """Fetch a public source, or print the steps by hand where its owners ask for an agreement.
-
-    SOURCE is covid19-radiography, totalsegmentator, mmwhs or msd.
-    """
-    from data_prep.download import download as fetch  # here: needs the extra `download`
-
-    typer.echo(f"next: python -m data_prep {source} --input {fetch(source, to)} --out DIR")
+def _prepare(prepare: Callable[..., PreparedDataset], percent: tuple[float, ...] | None, **given: Any) -> None:
+    """Prepare a source and tell what is in the set."""
+    _tell(prepare(fractions=percent and tuple(share / 100 for share in percent), **given))
 
 
-def _options(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that every source of files has, out of all that were given."""
-    names = ("seed", "split_by", "near_bits", "on_bad", "overwrite", "jobs")
-    return {name: given[name] for name in names} | {"fractions": _fractions(given["fractions"])}
-
-
-def _fractions(text: str | None) -> tuple[float, ...] | None:
-    shares = _numbers("--fractions", text, 3, positive=True)
-    if shares and abs(sum(shares) - 100) > 1e-6:
-        raise UserError(f"--fractions {text}: the sum is {sum(shares):g}; expected 100, as in 80,10,10")
-    return shares and tuple(share / 100 for share in shares)
-
-
-def _numbers(
-    option: str, text: str | None, count: int, positive: bool = False, multiple: int | None = None, rising: bool = False
-) -> tuple[float, ...] | None:
-    """Return the numbers in a text such as `2,2,6`; whole ones with `multiple`; None if nothing was given."""
-    if text is None:
-        return None
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if len(values) != count or not all(abs(value) <= 1e6 for value in values) or positive and min(values) <= 0:
-        kind = "positive numbers" if positive else "numbers"
-        raise UserError(f"{option} {text}: expected {count} {kind} with commas between")
-    if rising and values[0] >= values[-1]:
-        raise UserError(f"{option} {text}: expected the smaller number first")
-    if multiple and any(value % multiple for value in values):
-        raise UserError(f"{option} {text}: expected multiples of {multiple}: the 3D U-Net halves a volume three times")
-    return tuple(map(int, values)) if multiple else values
-
-
-def _finite(option: str, value: float | None) -> float | None:
-    if value is not None and not isfinite(value):
-        raise UserError(f"{option} {value}: expected a finite number")
-    return value
-
-
-def _report(prepared: PreparedDataset) -> None:
-    cases, manifest = prepared.cases, prepared.manifest
-    typer.echo(f"{manifest['title']}: {len(cases)} cases, {'x'.join(map(str, prepared.images.shape[1:]))}, uint8")
-    splits = cases.groupby(["label", "split"] if prepared.task == "classification" else ["split"]).size()
-    typer.echo((splits.unstack(0) if prepared.task == "classification" else splits.to_frame("cases")).to_string())
-    for structure in prepared.classes[1:] if prepared.task == "segmentation" else ():
-        kept = cases[f"{structure}_ml_prepared"] / cases[f"{structure}_ml"]
-        typer.echo(f"{structure}: {kept.median():.1%} of its volume kept (median; worst {kept.min():.1%})")
+def _tell(prepared: PreparedDataset) -> None:
+    manifest = prepared.manifest
+    click.echo(f"{manifest['title']}: {len(prepared.cases)} cases, {'x'.join(map(str, prepared.images.shape[1:]))}, uint8")
+    click.echo(quality.counts(prepared).to_string())
+    if prepared.task == "segmentation":
+        click.echo(quality.volumes_kept(prepared).to_string())
     if manifest["splits"]["split_by"] == "image":
-        typer.echo("split by image: patients and duplicates may be on both sides")
+        click.echo("split by image: patients and duplicates may be on both sides")
     if manifest["passed_over"]:
-        typer.echo(f"passed over: {', '.join(f'{n} {kind}' for kind, n in manifest['passed_over'].items())}")
-    typer.echo(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in manifest["counts"].items()))
-    typer.echo(f"fingerprint {prepared.fingerprint[:12]}; written to {prepared.folder}")
+        click.echo(f"passed over: {', '.join(f'{n} {kind}' for kind, n in manifest['passed_over'].items())}")
+    click.echo(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in manifest["counts"].items()))
+    click.echo(f"fingerprint {prepared.fingerprint[:12]}; written to {prepared.folder}")
     for warning in manifest["warnings"]:
-        typer.echo(f"warning: {warning}", err=True)
+        click.echo(f"warning: {warning}", err=True)
 
 
 def main() -> None:
     """Run the command line: bad input is one line on standard error and exit code 2, Ctrl-C is 130."""
     try:
-        code = app(sys.argv[1:] or ["--help"], prog_name="python -m data_prep", standalone_mode=False)
+        raise SystemExit(app(sys.argv[1:] or ["--help"], prog_name="python -m data_prep", standalone_mode=False))
+    except click.Abort:
+        click.echo("Interrupted. The same command resumes.", err=True)
+        raise SystemExit(130) from None
     except (UserError, click.ClickException) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        typer.echo(f"error: {' '.join(message.splitlines())}", err=True)  # a path may hold a line break
+        click.echo(f"error: {' '.join(message.splitlines())}", err=True)  # a path may hold a line break
         raise SystemExit(2) from None
-    if code == 130:
-        typer.echo("Interrupted. The same command goes on from here.", err=True)
-    raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ The adapters (`mmwhs`, `totalsegmentator`, `msd`) know how a source names its fi
 A label of another patient is seen only where its shape or its affine differ from the image's.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,6 @@ from data_prep import nifti
 from data_prep.cases import Case, Loader, choice
 from fedlib.config import UserError
 
-TASK = "segmentation"
 CLASSES = ["background", "LV", "Myo"]
 HU_WINDOW = (-160.0, 440.0)
 """From fat to contrast-filled blood (*chosen*); CT only."""
@@ -33,40 +32,30 @@ SATURATED = 0.9
 OTHER_UNITS = "is an intercept missing, as of a CT stored with 1024 added, or is it MRI: --modality mr; or set --window"
 
 
+def _setting(value: Any, reason: str) -> Any:
+    return field(default=value, metadata={"reason": reason})
+
+
 @dataclass(frozen=True)
 class Settings:
     """How volumes become arrays of one shape; all *chosen*. Axes run to the right, to the front, and up."""
 
-    spacing_mm: tuple[float, float, float] = (2.0, 2.0, 2.0)
-    size: tuple[int, int, int] = (96, 96, 96)
-    modality: Literal["ct", "mr"] = "ct"
-    window: tuple[float, float] | None = None
-    crop: Literal["heart", "centre"] = "centre"
-    margin_mm: float = 10.0
-    max_loss: float = 0.2
-    lv: str = "500"
-    myo: str = "205"
-
-
-REASONS = {
-    "spacing_mm": "one voxel size for all volumes, at which a heart fits into the memory of a small GPU",
-    "size": "one shape for all volumes, in multiples of 8: the 3D U-Net halves a volume three times",
-    "modality": "Hounsfield units mean the same in every CT; MRI has no unit, so percentiles of each volume",
-    "window": "intensities that become 0 and 255; given, it replaces what the modality decides",
-    "crop": "centre needs no label, as in clinical use; heart places the window by the label, for scans of the whole body",
-    "margin_mm": "surroundings of the heart that the window must still show, with crop heart",
-    "max_loss": "a structure that loses more of its volume is cut off or too thin for this voxel size",
-    "lv": "the source's label value, or names of mask files, of the LV blood pool; commas merge several",
-    "myo": "the same for the myocardium of the LV",
-}
-"""What each setting is for."""
+    spacing_mm: tuple[float, float, float] = _setting((2.0, 2.0, 2.0), "one for all, at which a heart fits into a small GPU")
+    size: tuple[int, int, int] = _setting((96, 96, 96), "multiples of 8: the 3D U-Net halves a volume three times")
+    modality: Literal["ct", "mr"] = _setting("ct", "Hounsfield units mean the same in every CT; MRI has no unit")
+    window: tuple[float, float] | None = _setting(None, "intensities that become 0 and 255; by modality if not given")
+    crop: Literal["heart", "centre"] = _setting("centre", "needs no label, as in clinical use; heart is for body scans")
+    margin_mm: float = _setting(10.0, "surroundings of the heart that the window must still show, with crop heart")
+    max_loss: float = _setting(0.2, "a structure that loses more is cut off or too thin for this voxel size")
+    lv: str = _setting("500", "the source's label value, or names of mask files, of the blood pool; commas merge several")
+    myo: str = _setting("205", "the same for the myocardium of the LV")
 
 
 def choices(settings: Settings) -> list[dict[str, Any]]:
     """Return what was chosen and why, for manifest.json: rows with setting, value, reason, label."""
-    rows = asdict(settings) | {"window": window_of(settings) or f"percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g}"}
+    values = asdict(settings) | {"window": window_of(settings) or f"percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g}"}
     return [
-        *(choice(setting, value, REASONS[setting]) for setting, value in rows.items()),
+        *(choice(setting.name, values[setting.name], setting.metadata["reason"]) for setting in fields(Settings)),
         choice("orientation", "RAS", "axes run to the right, the front and up, whatever the order in the file"),
         choice("interpolation", "image linear, label nearest", "the label keeps its values, and its volumes in ml best"),
     ]
@@ -156,71 +145,62 @@ def _read_label(case: Case, contents: list[bytes], named: list[list[str]]) -> tu
     present = {nifti.stem(name) for name in case.label_files}
     lacking = [] if by_value else [name for names in named for name in names if name not in present]
     if not case.label_files or lacking:
-        raise UserError(
-            f"{case.image}: an image without its label; expected {', '.join(lacking) or 'a label volume'} beside it"
-        )
+        expected = f"{', '.join(lacking) or 'a label volume'} beside it"
+        raise UserError(f"{case.image}: an image without its label; expected {expected}")
     volumes = [nifti.read(name, content) for name, content in zip(case.label_files, contents, strict=True)]
-    mapped = np.zeros(volumes[0].shape, np.uint8, order="F")
+    mapped = np.zeros(volumes[0].stored.shape, np.uint8, order="F")
     for volume in volumes:
-        if volume.shape != mapped.shape:
-            raise UserError(f"{volume.name}: shape {volume.shape}; expected {mapped.shape}, that of {volumes[0].name}")
+        _check_shape(volume, volumes[0])
         for number, (structure, wanted) in enumerate(zip(CLASSES[1:], named, strict=True), 1):
             if by_value or nifti.stem(volume.name) in wanted:
                 _mark(mapped, volume, number, structure, [int(value) for value in wanted] if by_value else [])
     if mapped.max() > 2:
-        shared = np.count_nonzero(mapped == 3)
-        raise UserError(
-            f"{volumes[0].name}: LV and Myo share {shared} voxels with {volumes[-1].name}; expected structures apart"
-        )
+        shared = f"LV and Myo share {np.count_nonzero(mapped == 3)} voxels with {volumes[-1].name}"
+        raise UserError(f"{volumes[0].name}: {shared}; expected structures apart")
     return mapped, volumes
 
 
 def _mark(mapped: np.ndarray, volume: nifti.Volume, number: int, structure: str, values: list[int]) -> None:
     """Set the bit of a structure where `volume` has one of `values`; without values, where it is not 0."""
     some = False
-    for z, found in volume.slices():
+    for z, found in enumerate(volume.slices()):
         whole = np.rint(found)
-        if found.dtype.kind == "f" and not (np.abs(found - whole) <= WHOLE).all():
-            odd = _listed(sorted(set(found[~(np.abs(found - whole) <= WHOLE)].tolist()))[:3])
-            raise UserError(f"{volume.name}: has values that are no whole numbers ({odd}); expected a label")
+        if found.dtype.kind == "f" and (odd := sorted(set(found[~(np.abs(found - whole) <= WHOLE)].tolist()))[:3]):
+            raise UserError(f"{volume.name}: has values that are no whole numbers ({_listed(odd)}); expected a label")
         marked = np.isin(whole, values) if values else whole != 0
         mapped[:, :, z] |= marked.view(np.uint8) << (number - 1)
         some = some or bool(marked.any())
     if not some:
-        has = f"; it has the values {_listed(_values(volume))}" if values else ""
-        raise UserError(f"{volume.name}: no voxel of {structure}{f' ({_listed(values)})' if values else ''}{has}")
-
-
-def _values(volume: nifti.Volume, most: int = 12) -> list[float]:
-    found: set[float] = set()
-    for _, values in volume.slices():
-        found |= set(np.unique(values).tolist())
-        if len(found) > most:
-            break
-    return sorted(found)[:most]
+        has = set().union(*(np.unique(found).tolist() for found in volume.slices()))
+        told = f" ({_listed(values)}); it has the values {_listed(sorted(has)[:12])}" if values else ""
+        raise UserError(f"{volume.name}: no voxel of {structure}{told}")
 
 
 def _listed(values: list) -> str:
     return ", ".join(f"{value:.7g}" for value in values)
 
 
+def _check_shape(volume: nifti.Volume, other: nifti.Volume) -> None:
+    if volume.stored.shape != other.stored.shape:
+        expected = f"{other.stored.shape}, that of {other.name}"
+        raise UserError(f"{volume.name}: shape {volume.stored.shape}; expected {expected}")
+
+
 def _check_pair(image: nifti.Volume, labels: list[nifti.Volume]) -> None:
     for label in labels:
-        if label.shape != image.shape:
-            raise UserError(f"{label.name}: shape {label.shape}; expected {image.shape}, that of {image.name}")
-        apart = nifti.voxels_apart(image.affine, label.affine, image.shape)
+        _check_shape(label, image)
+        apart = nifti.voxels_apart(image.affine, label.affine, image.stored.shape)
         if apart > SHIFT:
-            raise UserError(
-                f"{label.name}: lies {apart:.3g} voxels off {image.name} by its affine; expected at most {SHIFT}"
-            )
+            place = f"lies {apart:.3g} voxels off {image.name} by its affine"
+            raise UserError(f"{label.name}: {place}; expected at most {SHIFT}")
 
 
 def check_finite(image: nifti.Volume) -> None:
     """Refuse voxels that are NaN or infinite, also by the header's scaling."""
-    for _, values in image.slices() if image.stored.dtype.kind == "f" or (image.slope, image.inter) != (1, 0) else ():
-        # As float32 they would become infinite, too.
-        if not (np.abs(values) <= np.finfo(np.float32).max).all():
-            raise UserError(f"{image.name}: has voxels that are not finite (NaN or infinite); expected numbers")
+    whole = image.stored.dtype.kind != "f" and (image.slope, image.inter) == (1, 0)
+    # As float32 they would become infinite, too.
+    if not whole and not all((np.abs(values) <= np.finfo(np.float32).max).all() for values in image.slices()):
+        raise UserError(f"{image.name}: has voxels that are not finite (NaN or infinite); expected numbers")
 
 
 def _check_contrast(case: Case, grey: np.ndarray, label: np.ndarray, window: str) -> None:

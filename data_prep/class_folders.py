@@ -13,36 +13,18 @@ from pathlib import PurePosixPath
 from typing import Any
 from unicodedata import normalize
 
-import numpy as np
 import pandas as pd
 
 from data_prep.cases import Case, Loaded, Loader, choice
 from data_prep.files import Files, cleaned, read_table
-from data_prep.radiographs import PERCENTILES, header_columns, kind_of, read_grey, squared
+from data_prep.radiographs import PERCENTILES, kind_of, read_grey, squared
 from fedlib.config import UserError
 from fedlib.data.dataset import SPLITS
 
-TASK = "classification"
-SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
-"""Left out of the names of cases."""
-TEXTS = {
-    ".txt",
-    ".csv",
-    ".tsv",
-    ".xlsx",
-    ".xls",
-    ".ods",
-    ".json",
-    ".xml",
-    ".md",
-    ".rtf",
-    ".htm",
-    ".html",
-    ".pdf",
-    ".doc",
-    ".docx",
-}
-"""Not taken for images, unless their content is one."""
+SUFFIX = re.compile(r"\.(png|jpe?g|jpe|jfif|dcm|dicom|tiff?|bmp|gif|webp)$", re.IGNORECASE)
+"""Left out of the names of cases: `1.2.840.15` is a whole name."""
+TEXTS = re.compile(r"\.(txt|[ct]sv|xlsx?|ods|json|xml|md|rtf|html?|pdf|docx?)", re.IGNORECASE)
+"""Suffixes of what is not taken for an image, unless its content is one."""
 NO_IMAGES = {"DICOMDIR", "LICENSE", "README", "VERSION"}
 SPLITTING = r"(train|training|trn|val|valid|validation|dev|test|testing|tst|holdout|folds?)"
 PARTS = rf"({SPLITTING}|sets?|data|images?|imgs?|parts?|batch|subset|split|folder|files|png|jpe?g|dicom|dcm)"
@@ -57,8 +39,6 @@ ALIKE = {
     "split": r"(data(set)?)?(split|subset|set|fold|partition)s?(name|no)?",
 }
 """Spellings (letters only) that ask for a known column; a table without it is refused, with the question."""
-RESERVED = {"case", "label"}
-"""Columns that cases.csv fills itself."""
 
 
 def find_cases(files: Files, where: str | None = None) -> list[Case]:
@@ -88,24 +68,21 @@ def find_cases(files: Files, where: str | None = None) -> list[Case]:
 
 
 def class_names(cases: list[Case]) -> list[str]:
-    """Return the names of the classes, sorted: their order is that of the class indices."""
+    """Return the names of the classes in the order of their indices."""
     return sorted({case.label for case in cases})
 
 
 def loader(cases: list[Case], size: int) -> Loader:
     """Return a loader: uint8 images (1, size, size), the index of the class among the sorted names, and columns.
 
-    Those are the `shape` in pixels and, as far as a DICOM header states them, age, sex, view, manufacturer and patient (only
-    the loader sees headers: finding cases reads no images). The pipeline takes `patient` where neither manifest nor folder
-    named one.
+    The columns are the `shape` in pixels and what a DICOM header states. The pipeline takes its `patient` where neither
+    manifest nor folder named one.
     """
     index = {name: number for number, name in enumerate(class_names(cases))}
 
     def load(case: Case, contents: list[bytes]) -> Loaded:
-        columns = header_columns(case.image, contents[0])
-        grey, aspect = read_grey(case.image, contents[0])
-        columns["shape"] = f"{grey.width}x{grey.height}"
-        return squared(grey, size, aspect)[np.newaxis], index[case.label], columns
+        grey, aspect, columns = read_grey(case.image, contents[0])
+        return squared(grey, size, aspect)[None], index[case.label], columns | {"shape": f"{grey.width}x{grey.height}"}
 
     return load
 
@@ -117,11 +94,7 @@ def choices(size: int) -> list[dict[str, Any]]:
         choice("size", size, "pixels a side; 224 is the size most classifiers of the literature were made for"),
         choice("shape", "padded to a square with black", "nothing is cut off, and nothing is stretched"),
         choice("interpolation", "bilinear, smoothed before it shrinks", "fine lines fade and leave no false patterns"),
-        choice(
-            "grey values",
-            f"the header's window, else {percentiles}",
-            "of more than 8 bits; 12 bits stored in 16 stay visible",
-        ),
+        choice("grey values", f"the header's window, else {percentiles}", "12 bits stored in 16 stay visible"),
     ]
 
 
@@ -131,7 +104,7 @@ def is_image(files: Files, name: str) -> bool:
     if path.name.upper() in NO_IMAGES:
         return False
     try:
-        return path.suffix.lower() not in TEXTS or kind_of(files.read(name, 132)) != ""
+        return not TEXTS.fullmatch(path.suffix) or kind_of(files.read(name, 132)) != ""
     except UserError:  # a text that cannot be read
         return False
 
@@ -148,7 +121,7 @@ def _from_folders(files: Files) -> list[Case]:
     _check_levels(files, found)
     cases = []
     for name, folders in found.items():
-        case = "/".join([*folders, cleaned(_stem(name.rsplit("/", 1)[-1]))])
+        case = "/".join([*folders, cleaned(SUFFIX.sub("", name.rsplit("/", 1)[-1]))])
         cases.append(Case(case, patient=folders[1] if len(folders) > 1 else case, image=name, label=folders[0]))
     return cases
 
@@ -183,12 +156,6 @@ def _rest(folder: str, words: str) -> str:
     return " ".join(part for part in kept if len(kept) == len(parts) or not part.isdigit()) if parts else folder
 
 
-def _stem(name: str) -> str:
-    """Return the name without the suffix, if it is one of ours: `1.2.840.15` is a whole name."""
-    path = PurePosixPath(name)
-    return str(path.with_suffix("")) if path.suffix.lower() in SUFFIXES else name
-
-
 def _from_manifest(files: Files, manifest: str, where: str | None) -> list[Case]:
     table, of = _table(files, manifest), files.where(manifest)
     if where is not None:
@@ -198,17 +165,15 @@ def _from_manifest(files: Files, manifest: str, where: str | None) -> list[Case]
         table = table[table[column] == value]
         if table.empty:
             raise UserError(f"--where {where}: no such row in {of}; expected at least one")
-    table = table.assign(file=_matched(files, of, list(table["file"])))
     cases = []
-    for row in table.to_dict("records"):
-        image, name = row["file"], cleaned(_stem(row["file"]))
+    for image, row in zip(_matched(files, of, list(table["file"])), table.to_dict("records"), strict=True):
+        name, split = cleaned(SUFFIX.sub("", image)), row.get("split", "")
         if not row["class"]:
             raise UserError(f"{of}: no class for {image}; expected a name")
-        if (split := row.get("split", "")) not in ("", *SPLITS):
+        if split not in ("", *SPLITS):
             raise UserError(f"{of}: split {split!r} for {image}; expected {', '.join(SPLITS)} or nothing")
         more = {column: value for column, value in row.items() if column not in KNOWN}
-        patient, dup_group = row.get("patient") or name, row.get("dup_group", "")
-        cases.append(Case(name, patient, image, row["class"], dup_group=dup_group, split=split, columns=more))
+        cases.append(Case(name, row.get("patient") or name, image, row["class"], (), row.get("dup_group", ""), split, more))
     return cases
 
 
@@ -228,18 +193,14 @@ def _table(files: Files, manifest: str) -> pd.DataFrame:
     table = table.rename(columns={column: known[key] for column, key in letters.items() if key in known})
     if table.columns.has_duplicates:
         raise UserError(f"{where}: column {table.columns[table.columns.duplicated()][0]} twice; {expected}")
-    for name in KNOWN:
-        if name in table:
-            continue
+    for name in [name for name in KNOWN if name not in table]:
         close = get_close_matches(name.replace("_", ""), [key for key in letters.values() if key not in known], 1, 0.85)
-        meant = [column for column, key in letters.items() if re.fullmatch(ALIKE[name], key) or key in close]
-        if name in ("file", "class"):
-            hint = f" (do you mean column {meant[0]}? rename it)" if meant else ""
-            missing = [name for name in ("class", "file") if name not in table]
-            raise UserError(f"{where}: no column {', '.join(missing)}{hint}; {expected}")
-        if meant:
-            raise UserError(f"{where}: column {meant[0]}: did you mean {name}? rename it so, or to what it is")
-    if taken := RESERVED & set(table.columns):
+        for column, key in letters.items():
+            if re.fullmatch(ALIKE[name], key) or key in close:
+                raise UserError(f"{where}: column {column}: did you mean {name}? rename it so, or to what it is")
+    if missing := [name for name in ("class", "file") if name not in table]:
+        raise UserError(f"{where}: no column {', '.join(missing)}; {expected}")
+    if taken := {"case", "label"} & set(table.columns):
         raise UserError(f"{where}: column {', '.join(sorted(taken))} is one that cases.csv fills itself; rename it")
     if table.empty:
         raise UserError(f"{where}: lists no files; expected a row an image")
@@ -262,6 +223,6 @@ def _matched(files: Files, where: str, listed: list[str]) -> list[str]:
         if not found[name]:
             missing.append(file)
     if missing:
-        more = f" and {len(missing) - 1} more, which do" if len(missing) > 1 else ", which does"
-        raise UserError(f"{where}: lists {missing[0]}{more} not exist")
+        more = f" ({len(missing)} files are missing)" if len(missing) > 1 else ""
+        raise UserError(f"{where}: lists {missing[0]}, which does not exist{more}")
     return list(found.values())

@@ -5,7 +5,6 @@
 The database states no patients: one image is taken as one patient, which cannot keep two images of one person apart.
 """
 
-from collections import Counter
 from io import BytesIO
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
@@ -13,13 +12,10 @@ from urllib.parse import urlsplit
 import pandas as pd
 
 from data_prep.cases import Case
-from data_prep.class_folders import class_names, is_image, loader
+from data_prep.class_folders import is_image
 from data_prep.files import Files
 from fedlib.config import UserError
 
-__all__ = ["COUNTS", "TASK", "class_names", "find_cases", "loader"]
-
-TASK = "classification"
 COUNTS = {"COVID": 3616, "Lung_Opacity": 6012, "Normal": 10192, "Viral Pneumonia": 1345}
 """Images of each class as published (21,165 in all)."""
 SHARED_HOSTS = {"github.com", "kaggle.com"}
@@ -32,8 +28,12 @@ def find_cases(files: Files, subset: bool = False) -> list[Case]:
     `source` is taken from the URL in <CLASS>.metadata.xlsx and empty where that names none. Raises UserError when a class
     is missing, when the counts are not the published ones unless `subset`, and when a metadata table cannot be read.
     """
-    found = {name: _images(files, name) for name in COUNTS}
-    counts = Counter({name: len(images) for name, images in found.items()})
+    found: dict[str, list[str]] = {name: [] for name in COUNTS}
+    for name in files.stamps:
+        label, _, image = name.partition("/images/")
+        if label in found and "/" not in image and is_image(files, name):
+            found[label].append(name)
+    counts = {name: len(images) for name, images in found.items()}
     wrong = [name for name, published in COUNTS.items() if (not counts[name] if subset else counts[name] != published)]
     if wrong:
         listed = ", ".join(f"{name} {counts[name]} (published: {COUNTS[name]})" for name in wrong)
@@ -47,11 +47,6 @@ def find_cases(files: Files, subset: bool = False) -> list[Case]:
             case = f"{label}/{stem}"
             cases.append(Case(case, case, image, label, columns={"source": sources.get(stem.lower(), "")}))
     return cases
-
-
-def _images(files: Files, label: str) -> list[str]:
-    names = [name for name in files.stamps if name.startswith(f"{label}/images/") and name.count("/") == 2]
-    return [name for name in names if is_image(files, name)]
 
 
 def _sources(files: Files, name: str) -> dict[str, str]:

@@ -3,14 +3,12 @@
 import os
 import re
 import stat
-import struct
 import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import StringIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 from unicodedata import category, normalize
 
@@ -23,8 +21,8 @@ MAX_BYTES = 4 * 2**30
 """No image or volume is larger; what claims to be would only fill the memory (a zip bomb)."""
 IGNORED = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 """What operating systems leave behind; so are names that begin with a dot."""
-DAMAGED = (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, struct.error, zlib.error, EOFError)
-"""What zipfile raises."""
+Stamp = tuple[int, int]
+"""Size and time of change (folder) or checksum (zip): an equal stamp, an unchanged file."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +32,11 @@ class Files:
     source: Path
     prefix: str
     """The lone top folders, as in `COVID-19_Radiography_Dataset/`; empty or ending in `/`."""
-    stamps: dict[str, tuple[int, int]]
-    """Name to size and time of change (folder) or checksum (zip), in natural order: equal stamps, unchanged file."""
+    stamps: dict[str, Stamp]
+    """In natural order."""
     archive: zipfile.ZipFile | None = None
     unsafe: dict[str, str] = field(default_factory=dict)
-    """Names that are not read, with the reason: links and paths that lead out, pipes, names that are no text."""
+    """Names that are not read, with the reason: links, paths that lead out, pipes, names that are no text."""
 
     def where(self, name: str) -> str:
         """Return how messages name a file."""
@@ -55,9 +53,8 @@ class Files:
         try:
             with self._open(name) as stream:
                 return stream.read(size if most is None else most)  # no more than declared, whatever is in a zip
-        except DAMAGED as error:
-            cause = error if isinstance(error, OSError) else None  # of the disk, which may do better next time
-            raise UserError(f"{name}: damaged or not readable ({error}); expected a whole file") from cause
+        except Exception as error:  # zipfile answers bad bytes with some ten kinds
+            raise UserError(f"{name}: damaged or not readable ({error}); expected a whole file") from None
 
     def _open(self, name: str) -> BinaryIO:
         if self.archive:
@@ -71,18 +68,17 @@ def opened(source: Path) -> Iterator[Files]:
     if not os.path.exists(source):  # Path.exists raises where a name is too long
         raise UserError(f"--input {source}: does not exist; expected a folder or a zip")
     if source.is_dir():
-        yield _files(source, *_walk(source))
+        yield _sorted(source, _in_folder(source))
         return
-    if not source.is_file() or not zipfile.is_zipfile(source):
-        raise UserError(f"--input {source}: is not a zip, or cut short; expected a folder or a whole zip")
     try:
-        archive = zipfile.ZipFile(source)
-    except DAMAGED as error:
-        raise UserError(f"--input {source}: damaged ({error}); expected a plain zip") from None
+        archive = zipfile.ZipFile(source if source.is_file() else os.devnull)  # a pipe would be waited for
+    except Exception as error:  # see Files.read
+        why = f"is not a zip, cut short or damaged ({error})"
+        raise UserError(f"--input {source}: {why}; expected a folder or a whole zip") from None
     with archive:
         if any(member.flag_bits & 1 for member in archive.infolist()):
             raise UserError(f"--input {source}: protected by a password; expected a plain zip")
-        yield _files(source, *_members(archive), archive)
+        yield _sorted(source, _in_zip(archive), archive)
 
 
 def read_table(content: bytes, separator: str) -> pd.DataFrame:
@@ -109,81 +105,68 @@ def natural_key(name: str) -> list[str | int]:
     return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d{1,18})", name))]
 
 
-def _files(
-    source: Path, stamps: dict[str, tuple[int, int]], unsafe: dict[str, str], archive: zipfile.ZipFile | None = None
-) -> Files:
-    shown = {name: stamp for name, stamp in stamps.items() if not _ignored(name)}
-    refused = {name: unsafe[name] for name in sorted(unsafe) if not _ignored(name)}
-    if not shown:
-        first = "".join(f", except {name} ({why})" for name, why in list(refused.items())[:1])
+def _sorted(source: Path, entries: Iterable[tuple[str, Stamp | str]], archive: zipfile.ZipFile | None = None) -> Files:
+    """Sort names with their stamps, or with the reason why they are not read."""
+    stamps, unsafe = {}, {}
+    for name, found in entries:
+        if any(part.startswith(".") and part not in (".", "..") or part in IGNORED for part in name.split("/")):
+            continue
+        shown = " ".join(name.encode(errors="replace").decode().split())
+        if name in stamps or shown in unsafe:
+            stamps.pop(name, None)
+            found = "twice in the zip; expected it once"
+        if isinstance(found, str):
+            unsafe[shown] = found
+        else:
+            stamps[name] = found
+    if not stamps:
+        first = "".join(f", except {name} ({why})" for name, why in sorted(unsafe.items())[:1])
         raise UserError(f"--input {source}: is empty{first}; expected images")
-    common = PurePosixPath(os.path.commonpath([str(PurePosixPath(name).parent) for name in shown]))
-    prefix = "" if str(common) == "." else f"{common}/"
-    inner = {name.removeprefix(prefix): shown[name] for name in sorted(sorted(shown), key=natural_key)}
-    return Files(source, prefix, inner, archive, {name.removeprefix(prefix): why for name, why in refused.items()})
+    common = os.path.commonpath([os.path.dirname(name) for name in stamps])
+    prefix = common and f"{common}/"
+    inner = {name.removeprefix(prefix): stamps[name] for name in sorted(sorted(stamps), key=natural_key)}
+    return Files(source, prefix, inner, archive, {name.removeprefix(prefix): unsafe[name] for name in sorted(unsafe)})
 
 
-def _ignored(name: str) -> bool:
-    return any(part.startswith(".") and part not in (".", "..") or part in IGNORED for part in name.split("/"))
-
-
-def _walk(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    stamps, unsafe, root = {}, {}, folder.resolve()
-
+def _in_folder(folder: Path) -> Iterator[tuple[str, Stamp | str]]:
     def refuse(error: OSError) -> None:
-        raise UserError(f"--input {error.filename}: cannot be listed ({error.strerror}); expected a readable folder")
+        why = f"cannot be read ({error.strerror}); expected a readable folder"
+        raise UserError(f"--input {error.filename}: {why}") from None
 
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        if {*ARRAYS, "manifest.json"} <= set(files):  # a prepared set among its raw files is none of them
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        if {*ARRAYS, "manifest.json"} <= set(names):  # a prepared set among its raw files is none of them
             folders.clear()
             continue
-        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
-        for entry in files + links:
-            path = Path(parent, entry)
-            name = path.relative_to(folder).as_posix()
-            if reason := _why_unsafe(path, name, root):
-                unsafe[" ".join(name.encode(errors="replace").decode().split())] = reason
-            elif entry in files:
-                found = path.stat()
-                stamps[name] = (found.st_size, found.st_mtime_ns)
-    return stamps, unsafe
+        for path in (Path(parent, name) for name in names + folders):
+            try:
+                found = path.lstat()
+            except OSError as error:
+                refuse(error)
+            if not stat.S_ISDIR(found.st_mode):
+                name = path.relative_to(folder).as_posix()
+                yield name, _why_unsafe(name, found.st_mode) or (found.st_size, found.st_mtime_ns)
 
 
-def _why_unsafe(path: Path, name: str, root: Path) -> str:
-    try:
-        name.encode()
-        real = path.resolve(strict=True)
-    except UnicodeEncodeError:
-        return "its name is not UTF-8; rename it"
-    except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
-        if isinstance(error, PermissionError) and not os.path.islink(path):
-            why = f"cannot be entered ({error.strerror}); expected a readable folder"
-            raise UserError(f"--input {path.parent}: {why}") from None
-        return "a link that leads nowhere"
-    if len(name.splitlines()) > 1:
-        return "a line break in its name; rename it"
-    if not real.is_relative_to(root):
-        return f"a link out of the folder, to {real}; expected a file in it"
-    return "" if real.is_dir() or stat.S_ISREG(real.stat().st_mode) else "neither a file nor a folder"
+def _why_unsafe(name: str, mode: int) -> str:
+    if name != name.encode(errors="replace").decode() or len(name.splitlines()) > 1:
+        return "a line break, or what is not UTF-8, in its name; rename it"
+    if stat.S_ISLNK(mode):
+        return "a link; expected the file itself"
+    return "" if stat.S_ISREG(mode) else "neither a file nor a folder"
 
 
-def _members(archive: zipfile.ZipFile) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    stamps, unsafe = {}, {}
+def _in_zip(archive: zipfile.ZipFile) -> Iterator[tuple[str, Stamp | str]]:
     for member in archive.infolist():
         name = member.filename
         if member.is_dir():
             continue
         if {"", ".", ".."} & set(name.split("/")) or ":" in name.split("/")[0]:
-            unsafe[name] = "its path leads out of the zip, or is not plain; expected one like folder/name"
+            yield name, "its path leads out of the zip, or is not plain; expected one like folder/name"
         elif "\\" in name or len(name.splitlines()) > 1:
-            unsafe[" ".join(name.split())] = "a backslash or a line break in its name; expected / between folders"
+            yield name, "a backslash or a line break in its name; expected / between folders"
         elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            unsafe[name] = "packed in a way that cannot be read safely; expected plain zip compression (deflate)"
+            yield name, "packed in a way that cannot be read safely; expected plain zip compression (deflate)"
         elif stat.S_ISLNK(member.external_attr >> 16):
-            unsafe[name] = "a link inside a zip; expected a file"
-        elif name in stamps or name in unsafe:
-            stamps.pop(name, None)
-            unsafe[name] = "twice in the zip; expected it once"
+            yield name, "a link; expected the file itself"
         else:
-            stamps[name] = (member.file_size, member.CRC)
-    return stamps, unsafe
+            yield name, (member.file_size, member.CRC)

@@ -1,12 +1,13 @@
 """Several prepared sets as one: hospitals, scanners or archives, told apart by the column `source`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from data_prep.duplicates import find_pairs, hashes, name_groups
-from data_prep.pipeline import HASHES, digest, is_current
+from data_prep.pipeline import HASHES, digest, up_to_date
 from data_prep.quality import listed
 from data_prep.splits import assign_splits
 from data_prep.writer import PreparedWriter
@@ -20,19 +21,19 @@ NAMES = ("case", "patient", "dup_group")
 """Columns that mean nothing outside of their set."""
 
 
-def merge(folders: list[Path], out: Path, overwrite: bool = False) -> PreparedDataset:
+def merge(sets: Sequence[Path], out: Path, overwrite: bool = False) -> PreparedDataset:
     """Put prepared sets one after another, each case with the name of its set's folder as `source`.
 
     Every set keeps its splits. A column `source` of a set's own becomes `origin`. Raises UserError when the sets were not
     prepared alike, which names what differs, and when an image of one split is a duplicate of one in another.
     """
-    sets = {folder.resolve().name: open_prepared(folder) for folder in folders}
+    folders, sets = sets, {folder.resolve().name: open_prepared(folder) for folder in sets}
     if len(sets) < 2 or len(sets) < len(folders):
         raise UserError(f"merge {' '.join(map(str, folders))}: expected two sets or more, in folders of different names")
     _check_alike(sets)
     made_from = digest([(name, data.fingerprint) for name, data in sets.items()])
-    if is_current(out, made_from, overwrite):
-        return open_prepared(out)
+    if found := up_to_date(out, made_from, overwrite):
+        return found
     manifests = [data.manifest for data in sets.values()]
     by_image = any(manifest["splits"]["split_by"] == "image" for manifest in manifests)
     splitting = {"split_by": "image" if by_image else "patient", "near_bits": manifests[0]["splits"]["near_bits"]}

@@ -4,6 +4,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 
@@ -12,6 +13,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
+from data_prep.cases import Case
 from data_prep.files import MAX_BYTES, Files, cleaned
 from fedlib.config import UserError
 
@@ -28,11 +30,10 @@ APART = 0.1
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume as it lies in its file, in the order of the file's own axes."""
+    """A volume as it lies in its file: (X, Y, Z) in the order of the file's own axes, a view of the file's content."""
 
     name: str
     stored: np.ndarray
-    """(X, Y, Z), a view of the file's content."""
     affine: np.ndarray
     """From voxels to mm in RAS, (4, 4)."""
     slope: float
@@ -40,18 +41,13 @@ class Volume:
     note: str
     """What is odd about the header, for the user; mostly empty."""
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.stored.shape
-
     def scaled(self, part: np.ndarray) -> np.ndarray:
         """Return the values that stored ones stand for; whole numbers stay whole where the header has no scaling."""
         return apply_read_scaling(part, self.slope, self.inter)
 
-    def slices(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the number and the scaled values (X, Y) of each slice: a pass over a large volume in little memory."""
-        for z in range(self.shape[2]):
-            yield z, self.scaled(self.stored[:, :, z])
+    def slices(self) -> Iterator[np.ndarray]:
+        """Yield the scaled values (X, Y) of each slice: a pass over a large volume in little memory."""
+        return (self.scaled(self.stored[:, :, z]) for z in range(self.stored.shape[2]))
 
 
 def stem(name: str) -> str:
@@ -70,6 +66,16 @@ def by_case(files: Files, case_of: Callable[[str], str | None]) -> dict[str, str
                 raise UserError(f"{files.where(name)}: the same case as {found[case]}; expected each name once")
             found[case] = name
     return found
+
+
+def paired(files: Files, images: dict[str, str], labels: dict[str, str], image: str) -> list[Case]:
+    """Return the cases of images and labels of one name; the loader refuses an image without a label.
+
+    `image` says how the image of a case is called. Raises UserError when a label has none.
+    """
+    for alone in sorted(labels.keys() - images.keys()):
+        raise UserError(f"{files.where(labels[alone])}: a label without its image; expected {image.format(alone)}")
+    return [Case(name, name, file, label_files=(labels[name],) if name in labels else ()) for name, file in images.items()]
 
 
 def others(files: Files) -> str:
@@ -102,11 +108,9 @@ def read(name: str, content: bytes) -> Volume:
     except (OSError, EOFError, zlib.error, HeaderDataError, ValueError, KeyError, OverflowError, MemoryError) as error:
         suffix = ".nii.gz" if name.lower().endswith(".gz") else ".nii"
         raise UserError(f"{name}: damaged or no NIfTI ({error}); expected a whole {suffix} file") from None
-    if len(rest) < missing:
-        found = f"{header.sizeof_hdr + len(rest)} bytes"
-        raise UserError(f"{name}: cut short, {found}; expected {header.sizeof_hdr + missing} by its header")
-    if len(rest) > missing:
-        raise UserError(f"{name}: longer than its header says; expected {header.sizeof_hdr + missing} bytes")
+    if len(rest) != missing:
+        how = f"cut short, {header.sizeof_hdr + len(rest)} bytes" if len(rest) < missing else "longer than its header says"
+        raise UserError(f"{name}: {how}; expected {header.sizeof_hdr + missing} bytes by its header")
     stored = np.frombuffer(rest, dtype, offset=offset - header.sizeof_hdr).reshape(shape, order="F")
     return Volume(name, stored, affine, 1.0 if slope is None else slope, inter or 0.0, note)
 
@@ -175,29 +179,25 @@ def _affine(name: str, header: nib.Nifti1Header) -> tuple[np.ndarray, str]:
         raise UserError(f"{name}: voxels of {by(pixdim)} mm in its header; expected positive numbers")
     affine = header.get_best_affine().astype(float)
     affine[:3] *= unit
-    note = _note(header, affine, unit)
+    note = _note(header)
     affine = _with_spacing(name, affine, pixdim)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
-        raise UserError(f"{name}: its affine is singular or not finite; expected three axes and an origin in mm")
+    if not np.isfinite(affine).all():
+        raise UserError(f"{name}: its affine is not finite; expected three axes and an origin in mm")
     sides = spacing(affine)
     if sides.min() < SPACING_MM[0] or sides.max() > SPACING_MM[1]:
         raise UserError(f"{name}: voxels of {by(sides)} mm; expected {SPACING_MM[0]} to {SPACING_MM[1]} mm")
     if abs(np.linalg.det(affine[:3, :3])) < 0.99 * sides.prod():
-        raise UserError(f"{name}: its axes are sheared (a tilted gantry); expected right angles")
+        raise UserError(f"{name}: its axes are sheared (a tilted gantry) or parallel; expected right angles")
     return affine, note
 
 
-def _note(header: nib.Nifti1Header, affine: np.ndarray, unit: float) -> str:
+def _note(header: nib.Nifti1Header) -> str:
     if not header["sform_code"] and not header["qform_code"]:
         return "its header states no orientation (sform and qform have code 0); left and right may be exchanged"
     if header["sform_code"] > 0 and header["qform_code"] > 0:
-        try:
-            qform = header.get_qform()
-            qform[:3] *= unit
-            apart = voxels_apart(affine, qform, header.get_data_shape()[:3]) > APART
-        except (ValueError, HeaderDataError, np.linalg.LinAlgError):  # the sform is taken, whatever the other one is
-            return ""
-        return "sform and qform disagree; the sform is taken" if apart else ""
+        with suppress(ValueError, HeaderDataError, np.linalg.LinAlgError):  # the sform is taken, whatever the qform is
+            if voxels_apart(header.get_sform(), header.get_qform(), header.get_data_shape()[:3]) > APART:
+                return "sform and qform disagree; the sform is taken"
     return ""
 
 

@@ -4,12 +4,10 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import sys
 from collections import Counter, deque
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -22,15 +20,15 @@ from data_prep.checks import warnings
 from data_prep.duplicates import NEAR_BITS, contradicting, find_pairs, hashes, name_groups
 from data_prep.files import Files, cleaned, natural_key
 from data_prep.splits import FRACTIONS, assign_splits, choices
-from data_prep.writer import JOURNAL, PreparedWriter
+from data_prep.writer import PreparedWriter
 from fedlib.config import UserError
 from fedlib.data.dataset import ARRAYS, PreparedDataset, open_prepared
 
 READER = 2
-"""Raised when the same settings give other arrays: what an older reader prepared is then read again."""
+"""Raised when the same settings give other arrays: what an older reader prepared is then not up to date."""
 HASHES = ("sha256", "phash")
-OWN = {*ARRAYS, "cases.csv", "qc.csv", "duplicates.csv", JOURNAL, "manifest.json", "verified.json"}
-"""What a prepared set consists of; a folder with anything else is never replaced."""
+OWN = {*ARRAYS, "cases.csv", "qc.csv", "duplicates.csv", "journal.jsonl", "manifest.json", "verified.json"}
+"""What a prepared set consists of, older ones included; a folder with anything else is never replaced."""
 TABLE = re.compile(r"(manifest|meta)\.csv|(.*/)?dataset\.json|[^/]*\.metadata\.xlsx", re.IGNORECASE)
 """What adapters read to find the cases."""
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -53,8 +51,8 @@ def prepare(
 ) -> PreparedDataset:
     """Read all cases into a prepared set at `out`; patients and duplicates within one split, stratified by class.
 
-    Streams: memory holds a few cases a thread, and a journal entry of each. After an interruption the same call resumes;
-    cases whose files did not change are not read again; a set that is up to date already is opened and returned.
+    Streams: memory holds a few cases a thread, and some facts of each. After an interruption the same call resumes, and
+    reads no case again whose files did not change; a set that is up to date already is opened and returned.
 
     Raises UserError at the first case that cannot be used or, with `on_bad="skip"`, lists it in qc.csv and continues; and
     when `fractions` (None: FRACTIONS) are given for a source that states its splits.
@@ -66,16 +64,17 @@ def prepare(
     splitting = {"seed": seed, "fractions": fractions or FRACTIONS, "split_by": split_by, "near_bits": near_bits}
     settings = [reading, splitting, on_bad, files.unsafe, [(key, repr(case)) for key, case in keyed.items()]]
     made_from = manifest.get("made_from") or digest(settings)
-    if is_current(out, made_from, overwrite):
-        return open_prepared(out)
+    if found := up_to_date(out, made_from, overwrite):
+        return found
     rejected = _Rejected(files, on_bad)
     for name, reason in files.unsafe.items():
         rejected.add(name, f"{name}: {reason}")
     with PreparedWriter(out, reading) as writer:
+        if found := up_to_date(out, made_from, overwrite):  # it was whole when an earlier call was killed
+            return found
         entries = _read(files, keyed, load, writer, rejected, jobs)
-        usable = {key: case for key, case in keyed.items() if "columns" in entries.get(key, {})}
-        rejected.require_centralized(usable.values(), cases)
-        keys, table, pairs = _without_contradictions(usable, entries, near_bits, rejected)
+        rejected.require_all_classes([keyed[key] for key in entries], cases)
+        keys, table, pairs = _without_contradictions(keyed, entries, near_bits, rejected)
         notes = {keyed[key].image: entries[key]["note"] for key in keys if entries[key].get("note")}
         table["split"] = assign_splits(table, pairs, seed, fractions or FRACTIONS, split_by)
         table["dup_group"] = name_groups(table, pairs)
@@ -102,7 +101,7 @@ class _Rejected(dict[str, str]):
             raise UserError(f"{self.files.where('')}{reason} (--on-bad skip leaves such cases out and lists them in qc.csv)")
         self[file] = reason
 
-    def require_centralized(self, left: Iterable[Case], cases: Collection[Case]) -> None:
+    def require_all_classes(self, left: Iterable[Case], cases: Collection[Case]) -> None:
         """Raise UserError when no case is left, or none of a class: a model cannot learn what it never saw."""
         if not cases:
             raise UserError(f"--input {self.files.source}: no case can be used; none was found")
@@ -133,19 +132,23 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def is_current(out: Path, made_from: str, overwrite: bool) -> bool:
-    """Tell whether this set is there already. Raises UserError rather than lose what else is there."""
+def up_to_date(out: Path, made_from: str, overwrite: bool) -> PreparedDataset | None:
+    """Return this set if it is there already. Raises UserError rather than lose what else is there."""
     check_out(out)
-    if not (out / "manifest.json").exists() or overwrite:
-        with suppress(UserError):
-            return open_prepared(out).manifest.get("made_from") == made_from
-        return False
-    if open_prepared(out).manifest.get("made_from") != made_from:
+    try:
+        found = open_prepared(out) if (out / "manifest.json").exists() else None
+    except UserError:  # damaged
+        if not overwrite:
+            raise
+        return None
+    if found and found.manifest.get("made_from") == made_from:
+        return found
+    if found and not overwrite:
         raise UserError(
             f"--out {out}: holds a set prepared from other files or with other settings (its manifest.json says which); "
-            "expected a new folder, or --overwrite, which reads again only what changed"
+            "expected a new folder, or --overwrite, which makes it anew"
         )
-    return True
+    return None
 
 
 def check_out(out: Path) -> None:
@@ -164,12 +167,8 @@ def check_out(out: Path) -> None:
 def _read(
     files: Files, keyed: dict[str, Case], load: Loader, writer: PreparedWriter, rejected: _Rejected, jobs: int
 ) -> dict[str, dict[str, Any]]:
-    """Read what the writer does not know yet, several cases at a time; return what is known of each case by its key."""
-    entries = {key: entry for key in keyed if (entry := writer.known(key))}
-    for key, entry in entries.items():
-        if "reason" in entry:
-            rejected.add(keyed[key].image, entry["reason"])
-    new = [key for key in keyed if key not in entries]
+    """Read what the writer does not know yet, several cases at a time; return what is known of usable cases by key."""
+    new = [key for key in keyed if not writer.known(key)]
 
     def read(key: str) -> tuple[Any, Any, dict[str, Any]]:
         case = keyed[key]
@@ -179,11 +178,11 @@ def _read(
             raise
         except Exception as error:  # a library met what its authors did not think of: the case is at fault, not the set
             why = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"{case.image}: cannot be prepared ({why})") from error
+            raise UserError(f"{case.image}: cannot be prepared ({why})") from None
         note = columns.pop("note", "")
         return image, label, dict(zip(HASHES, hashes(image), strict=True)) | {"columns": columns, "note": note}
 
-    threads, room_checked = torch.get_num_threads(), False
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # decoders, NumPy and torch let go of the interpreter: a thread a case
     bar = progress(new, f"preparing {writer.out.name}", "case", len(keyed), len(keyed) - len(new))
     try:
@@ -194,12 +193,7 @@ def _read(
                     image, label, entry = waiting.popleft().result()
                 except UserError as error:
                     rejected.add(keyed[key].image, str(error))
-                    if not error.__cause__:  # a disk or a library may do better next time; a bad file stays bad
-                        writer.refuse(key, str(error))
                 else:
-                    if not room_checked:
-                        _check_room(writer.out, 2 * (image.nbytes + getattr(label, "nbytes", 8)) * len(new))
-                        room_checked = True
                     writer.add(key, image, label, **entry)
                 waiting.extend(pool.submit(read, key) for key in new[number : number + 1])
     finally:
@@ -208,24 +202,18 @@ def _read(
     return {key: entry for key in keyed if (entry := writer.known(key))}
 
 
-def _check_room(out: Path, needed: int) -> None:
-    free = shutil.disk_usage(out.parent).free
-    if free < needed:
-        raise UserError(f"--out {out}: {free / 2**30:.1f} GiB free, expected {needed / 2**30:.1f} GiB for the arrays")
-
-
 def _without_contradictions(
-    usable: dict[str, Case], entries: dict[str, dict[str, Any]], near_bits: int, rejected: _Rejected
+    keyed: dict[str, Case], entries: dict[str, dict[str, Any]], near_bits: int, rejected: _Rejected
 ) -> tuple[list[str], pd.DataFrame, pd.DataFrame]:
     """Return keys, table and duplicate pairs of the cases whose very pixels do not stand in another class too."""
-    table = pd.DataFrame([_row(case, entries[key]["columns"]) for key, case in usable.items()])
-    hashed = table[["case", "label"]].assign(**{name: [entries[key][name] for key in usable] for name in HASHES})
+    table = pd.DataFrame([_row(keyed[key], entry["columns"]) for key, entry in entries.items()])
+    hashed = table[["case", "label"]].assign(**{name: [entry[name] for entry in entries.values()] for name in HASHES})
     pairs = find_pairs(hashed, near_bits)
     against = contradicting(table, pairs)
     for row in table[table["case"].isin(against)].itertuples():
         rejected.add(row.file, f"{row.file}: {against[row.case]}")
-    keys = [key for key, case in usable.items() if case.case not in against]
-    rejected.require_centralized([usable[key] for key in keys], usable.values())
+    keys = [key for key in entries if keyed[key].case not in against]
+    rejected.require_all_classes([keyed[key] for key in keys], [keyed[key] for key in entries])
     table = table[~table["case"].isin(against)].reset_index(drop=True)
     return keys, table, pairs[~pairs["case_a"].isin(against) & ~pairs["case_b"].isin(against)]
 

@@ -3,7 +3,6 @@
 import re
 import warnings
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 import pydicom
@@ -43,32 +42,34 @@ def kind_of(head: bytes) -> str:
     return next((kind for kind, pattern in MAGIC.items() if re.match(pattern, head)), "")
 
 
-def read_grey(name: str, content: bytes) -> tuple[Image.Image, float]:
-    """Return the image (mode L) in a PNG, a JPEG or a single-frame DICOM in its own size, and its pixels' width by height.
+def read_grey(name: str, content: bytes) -> tuple[Image.Image, float, dict[str, str | float]]:
+    """Return what is in a PNG, a JPEG or a single-frame DICOM: image, its pixels' width by height, columns of cases.csv.
 
-    8 or 16 bit, colour, palette; what is transparent is black; EXIF orientation is followed. DICOM: rescale, window or
-    lookup table of the header, MONOCHROME1 inverted, padding black. What holds more than 8 bits and states no window is
-    shown from the 0.5th to the 99.5th percentile. Raises UserError, beginning with `name`, when the file is empty, damaged,
-    of another kind, too large, holds several frames, cannot be decoded here, or has no contrast.
+    The image is of mode L, in its own size. 8 or 16 bit, colour, palette; what is transparent is black; EXIF orientation is
+    followed. DICOM: rescale, window or lookup table of the header, MONOCHROME1 inverted, padding black. What holds more than
+    8 bits and states no window is shown from the 0.5th to the 99.5th percentile. The columns are those that a DICOM header
+    states: age in years, sex, view, manufacturer, patient id. Raises UserError, beginning with `name`, when the file is
+    empty, damaged, of another kind, too large, holds several frames, cannot be decoded here, or has no contrast.
     """
-    if not content:
-        raise UserError(f"{name}: is empty; expected a PNG, JPEG or DICOM")
     kind = kind_of(content[:132])
     try:
-        grey, aspect = (_radiogram if kind == "DICOM" else _picture)(content)
-        if aspect != 1 and not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
+        if not content:
+            raise UserError("is empty; expected a PNG, JPEG or DICOM")
+        grey, aspect, columns = (_radiogram if kind == "DICOM" else _picture)(content)
+        if not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
             raise UserError(f"pixels {aspect:.3g} times as wide as high; expected at most {MAX_ASPECT} times")
+        darkest, brightest = grey.getextrema()
+        if darkest == brightest:
+            raise UserError(f"no contrast, all pixels are {darkest}; expected an image")
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     except UnidentifiedImageError:
         found = f"a {kind}, and so " if kind not in ("", "PNG", "JPEG") else ""
         raise UserError(f"{name}: {found}neither PNG, JPEG nor DICOM, or cut short; expected one of them, whole") from None
     except Exception as error:  # PIL and pydicom answer bad bytes with some twenty kinds, AttributeError among them
-        raise UserError(f"{name}: unreadable ({_one_line(error)}); expected a whole PNG, JPEG or DICOM") from None
-    darkest, brightest = grey.getextrema()
-    if darkest == brightest:
-        raise UserError(f"{name}: no contrast, all pixels are {darkest}; expected an image")
-    return grey, aspect
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{name}: unreadable ({why}); expected a whole PNG, JPEG or DICOM") from None
+    return grey, aspect, columns
 
 
 def squared(grey: Image.Image, size: int, aspect: float = 1.0) -> np.ndarray:
@@ -79,25 +80,8 @@ def squared(grey: Image.Image, size: int, aspect: float = 1.0) -> np.ndarray:
     return np.asarray(ImageOps.pad(grey, (size, size), Image.Resampling.BILINEAR))
 
 
-def header_columns(name: str, content: bytes) -> dict[str, str | float]:
-    """Return what a DICOM header states about a case: age in years, sex, view, manufacturer, patient id, or some of them.
-
-    Empty for other files. Raises UserError, beginning with `name`, when the header is damaged.
-    """
-    if kind_of(content[:132]) != "DICOM":
-        return {}
-    try:
-        header = _dataset(content, stop_before_pixels=True, specific_tags=[*HEADER.values(), "PatientAge"])
-        columns = {column: str(header.get(tag) or "").strip() for column, tag in HEADER.items()}
-        age = re.fullmatch(r"(\d{1,3})([DWMY])", str(header.get("PatientAge")).strip())
-    except Exception as error:  # see read_grey
-        raise UserError(f"{name}: unreadable header ({_one_line(error)}); expected a whole DICOM") from None
-    years = {"age": round(int(age[1]) * DAYS[age[2]] / DAYS["Y"], 2)} if age else {}
-    return years | {column: value for column, value in columns.items() if value}
-
-
-def _picture(content: bytes) -> tuple[Image.Image, float]:
-    """Return mode L and the aspect, from a PNG or JPEG. Raises UserError without a name, and whatever PIL raises."""
+def _picture(content: bytes) -> tuple[Image.Image, float, dict]:
+    """Read a PNG or JPEG. Raises UserError without a name, and whatever PIL raises."""
     with Image.open(BytesIO(content), formats=["PNG", "JPEG"]) as image:
         _check_pixels(image.width, image.height)
         # An MPO is a photograph with further pictures for depth or a preview: its first one is the photograph.
@@ -108,14 +92,14 @@ def _picture(content: bytes) -> tuple[Image.Image, float]:
         if image.getexif().get(0x0112, 1) > 4:  # turned by a quarter
             aspect = 1 / aspect
         if raw in ("RGB;16B", "RGBA;16B", "LA;16B"):
-            return Image.fromarray(_stretched(_sixteen_bits(content, raw))), aspect
+            return Image.fromarray(_stretched(_sixteen_bits(content, raw))), aspect, {}
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):  # 16 bit, which PIL would clip to 8
-            return Image.fromarray(_stretched(np.asarray(image))), aspect
+            return Image.fromarray(_stretched(np.asarray(image))), aspect, {}
         if image.has_transparency_data:
             clear = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", clear.size, "black"), clear).convert("L"), aspect
-        return image.convert("L"), aspect
+            image = Image.alpha_composite(Image.new("RGBA", clear.size, "black"), clear)
+        return image.convert("L"), aspect, {}
 
 
 def _sixteen_bits(content: bytes, raw: str) -> np.ndarray:
@@ -138,9 +122,9 @@ def _sixteen_bits(content: bytes, raw: str) -> np.ndarray:
     return np.rint(grey * alpha / 65535)
 
 
-def _radiogram(content: bytes) -> tuple[Image.Image, float]:
-    """Return mode L and the aspect, from a DICOM file. Raises UserError without a name, and whatever pydicom raises."""
-    dicom = _dataset(content)
+def _radiogram(content: bytes) -> tuple[Image.Image, float, dict[str, str | float]]:
+    """Read a DICOM file, with or without its preamble. Raises UserError without a name, and whatever pydicom raises."""
+    dicom = pydicom.dcmread(BytesIO(content), force=content[128:132] != b"DICM")
     if "PixelData" not in dicom:
         kind = UID(dicom.get("SOPClassUID") or dicom.file_meta.get("MediaStorageSOPClassUID") or "of no kind").name
         raise UserError(f"DICOM without an image ({kind}); expected a radiograph")
@@ -150,21 +134,20 @@ def _radiogram(content: bytes) -> tuple[Image.Image, float]:
         raise UserError(f"{frames} frames; expected one image")
     _check_pixels(dicom.Columns, dicom.Rows)
     pixels, aspect = _decoded(dicom), next((ratio for tag in SPACINGS if (ratio := _ratio(dicom.get(tag), 0))), 1.0)
+    columns = {column: str(dicom.get(tag) or "").strip() for column, tag in HEADER.items()}
+    if age := re.fullmatch(r"(\d{1,3})([DWMY])", str(dicom.get("PatientAge")).strip()):
+        columns = {"age": round(int(age[1]) * DAYS[age[2]] / DAYS["Y"], 2)} | columns
+    columns = {column: value for column, value in columns.items() if value != ""}
     if dicom.PhotometricInterpretation == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dicom)
     if pixels.ndim == 3:
         colours = pixels if pixels.dtype == np.uint8 else _stretched(pixels)
-        return Image.fromarray(colours).convert("L"), aspect
+        return Image.fromarray(colours).convert("L"), aspect, columns
     shown, padding = np.zeros(pixels.shape, np.uint8), _padding(pixels, dicom)
     shown[~padding] = _windowed(apply_modality_lut(pixels[~padding].astype(np.int64), dicom), dicom)
     if dicom.PhotometricInterpretation == "MONOCHROME1":
         shown[~padding] = 255 - shown[~padding]
-    return Image.fromarray(shown), aspect
-
-
-def _dataset(content: bytes, **options: Any) -> pydicom.Dataset:
-    """Read a DICOM file, with or without its preamble."""
-    return pydicom.dcmread(BytesIO(content), force=content[128:132] != b"DICM", **options)
+    return Image.fromarray(shown), aspect, columns
 
 
 def _decoded(dicom: pydicom.Dataset) -> np.ndarray:
@@ -235,7 +218,3 @@ def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
 def _check_pixels(width: int, height: int) -> None:
     if width * height > Image.MAX_IMAGE_PIXELS:
         raise UserError(f"{width} x {height} pixels; expected at most {Image.MAX_IMAGE_PIXELS} (a decompression bomb?)")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

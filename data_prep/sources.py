@@ -2,7 +2,6 @@
 
 import tempfile
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 from filelock import FileLock
@@ -10,7 +9,7 @@ from filelock import FileLock
 from data_prep import cardiac, class_folders, covid19_radiography, mmwhs, msd, totalsegmentator
 from data_prep.cases import Case
 from data_prep.files import Files, opened
-from data_prep.pipeline import READER, digest, is_current, prepare, progress
+from data_prep.pipeline import READER, digest, prepare, progress, up_to_date
 from data_prep.synthetic_cardiac import write_cardiac_ct
 from data_prep.synthetic_cxr import Findings, write_chest_xrays
 from fedlib.config import StudyConfig, UserError
@@ -18,7 +17,7 @@ from fedlib.data.dataset import PreparedDataset, open_prepared
 
 SYNTHETIC_FIELD_MM = 140.0
 """Field of view of a prepared phantom, whatever its size in voxels: the heart and a rim around it."""
-CARDIAC: dict[str, ModuleType] = {"mmwhs": mmwhs, "totalsegmentator": totalsegmentator, "msd": msd}
+CARDIAC = {"mmwhs": mmwhs, "totalsegmentator": totalsegmentator, "msd": msd}
 """The adapters for cardiac volumes, by the name of their source."""
 
 
@@ -26,8 +25,8 @@ def prepare_class_folders(
     source: Path, out: Path, size: int = 224, where: str | None = None, about: dict[str, Any] | None = None, **options: Any
 ) -> PreparedDataset:
     """Prepare images in one folder a class: uint8 (N, 1, size, size). `options` are those of `pipeline.prepare`."""
+    about = {"source": "class-folders", "recipe": {"size": size, "where": where}} | (about or {})
     with opened(source) as files:
-        about = {"source": "class-folders", "recipe": {"size": size, "where": where}} | (about or {})
         return _prepare_radiographs(files, class_folders.find_cases(files, where), out, size, about, options)
 
 
@@ -38,9 +37,23 @@ def prepare_covid19_radiography(
 
     With `subset` other counts than the published ones are accepted.
     """
+    about = {"source": "covid19-radiography", "recipe": {"size": size}}
     with opened(source) as files:
-        about = {"source": "covid19-radiography", "recipe": {"size": size}}
         return _prepare_radiographs(files, covid19_radiography.find_cases(files, subset), out, size, about, options)
+
+
+def _prepare_radiographs(
+    files: Files, cases: list[Case], out: Path, size: int, about: dict[str, Any], options: dict[str, Any]
+) -> PreparedDataset:
+    manifest = {
+        "task": "classification",
+        "title": f"images from {files.source.name}",
+        "synthetic": False,
+        "classes": class_folders.class_names(cases),
+        "spacing_mm": None,
+        "choices": class_folders.choices(size),
+    }
+    return prepare(files, cases, class_folders.loader(cases, size), out, manifest | about, **options)
 
 
 def prepare_cardiac(
@@ -55,12 +68,10 @@ def prepare_cardiac(
 
     `adapter` is one of CARDIAC; `settings` are its DEFAULTS if None; `options` are those of `pipeline.prepare`.
     """
-    settings = settings or CARDIAC[adapter].DEFAULTS
     with opened(source) as files:
-        cases = CARDIAC[adapter].find_cases(files, settings)
-        settings = CARDIAC[adapter].resolved(files, settings)
+        cases, settings = CARDIAC[adapter].find_cases(files, settings or CARDIAC[adapter].DEFAULTS)
         manifest = {
-            "task": cardiac.TASK,
+            "task": "segmentation",
             "source": adapter,
             "title": f"cardiac {'CT' if settings.modality == 'ct' else 'MRI'} from {source.name}",
             "synthetic": False,
@@ -81,17 +92,21 @@ def prepare_synthetic(
     keep_raw: Path | None = None,
     overwrite: bool = False,
     findings: Findings = "mild",
+    images_per_patient: int | None = None,
     **splitting: Any,
 ) -> PreparedDataset:
     """Write phantoms as files in the layout of the real data, then prepare those files by the very same adapters.
 
     The raw files go to `keep_raw`, or to a temporary folder that is removed. `splitting`: fractions and split_by.
-    `findings` is for chest X-rays: mild ones are slow to learn, clear ones quick (`synthetic_cxr`).
+    `findings` and `images_per_patient` are for chest X-rays: mild findings are slow to learn, clear ones quick
+    (`synthetic_cxr`).
     """
     recipe = {"task": task, "cases": cases, "size": size, "seed": seed, "findings": findings}
+    if images_per_patient:
+        recipe["images_per_patient"] = images_per_patient
     made_from = digest([READER, recipe, *splitting.items()])
-    if is_current(out, made_from, overwrite) and not keep_raw:  # before anything is drawn
-        return open_prepared(out)
+    if (found := up_to_date(out, made_from, overwrite)) and not keep_raw:  # before anything is drawn
+        return found
     if keep_raw and keep_raw.exists() and any(keep_raw.iterdir()):
         raise UserError(f"--keep-raw {keep_raw}: is not empty; expected a new folder")
     about = {"synthetic": True, "recipe": recipe, "made_from": made_from}
@@ -100,7 +115,8 @@ def prepare_synthetic(
         raw = keep_raw or Path(temporary)
         if task == "classification":
             about |= {"source": "synthetic-cxr", "title": f"synthetic chest X-ray phantoms with {findings} findings"}
-            write_chest_xrays(raw, cases, 2 * size, seed, findings, progress=_bar("drawing chest X-rays"))
+            bar = _bar("drawing chest X-rays")
+            write_chest_xrays(raw, cases, 2 * size, seed, findings, images_per_patient, bar)
             return prepare_class_folders(raw, out, size, about=about, **options)
         about |= {"source": "synthetic-cardiac", "title": "synthetic cardiac CT phantoms"}
         write_cardiac_ct(raw, cases, seed, progress=_bar("drawing hearts"))
@@ -108,28 +124,18 @@ def prepare_synthetic(
         return prepare_cardiac("mmwhs", raw, out, settings, about=about, **options)
 
 
-def ensure(study: StudyConfig) -> PreparedDataset:
-    """Return a study's prepared set: the one at its data_dir or, if none is given, a synthetic one, made when missing."""
+def ensure(study: StudyConfig, **drawing: Any) -> PreparedDataset:
+    """Return a study's prepared set: the one at its data_dir or, if none is given, a synthetic one, made when missing.
+
+    `drawing`: more options of `prepare_synthetic`.
+    """
     out = study.prepared_dir
     if study.data_dir:
         return open_prepared(out, study.task)
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.parent / f".{study.task}.lock"):
-        return prepare_synthetic(study.task, out, study.synthetic_cases, study.size, findings=study.findings, overwrite=True)
-
-
-def _prepare_radiographs(
-    files: Files, cases: list[Case], out: Path, size: int, about: dict[str, Any], options: dict[str, Any]
-) -> PreparedDataset:
-    manifest = {
-        "task": class_folders.TASK,
-        "title": f"images from {files.source.name}",
-        "synthetic": False,
-        "classes": class_folders.class_names(cases),
-        "spacing_mm": None,
-        "choices": class_folders.choices(size),
-    }
-    return prepare(files, cases, class_folders.loader(cases, size), out, manifest | about, **options)
+        drawing |= {"findings": study.findings, "overwrite": True}
+        return prepare_synthetic(study.task, out, study.synthetic_cases, study.size, **drawing)
 
 
 def _bar(description: str):

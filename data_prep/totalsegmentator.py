@@ -6,18 +6,41 @@ empty, and the loader refuses them one by one.
 
 from data_prep.cardiac import Settings, parts
 from data_prep.cases import Case
-from data_prep.files import Files, cleaned, read_table
-from data_prep.nifti import SUFFIXES, others, stem
+from data_prep.files import Files, read_table
+from data_prep.nifti import SUFFIXES, by_case, others, stem
 from fedlib.config import UserError
 
 DEFAULTS = Settings(crop="heart", lv="heart_ventricle_left", myo="heart_myocardium")
-IMAGES = ("ct", "mri")
-KEPT = ["age", "gender", "institute", "study_type", "manufacturer", "scanner_model", "kvp", "pathology"]
+KEPT = ["age", "gender", "institute", "study_type", "manufacturer", "scanner_model", "kvp", "pathology", "published_split"]
 """Columns of meta.csv that go to cases.csv; its `split` becomes `published_split`, since we make our own."""
 
 
-def resolved(files: Files, settings: Settings) -> Settings:
-    """Return the settings as `cardiac.loader` takes them. Raises UserError when no case has a mask so named."""
+def find_cases(files: Files, settings: Settings) -> tuple[list[Case], Settings]:
+    """Return a case for each folder with ct.nii.gz (or mri.nii.gz), and the settings as they are.
+
+    The loader refuses cases that lack a mask. Raises UserError when no case has a mask so named, when there are no cases or
+    two of one name, or when meta.csv cannot be read.
+    """
+    _check_masks(files, settings)
+    about, cases = _about(files), []
+    for case, name in by_case(files, lambda name: _folder_of(files, name)).items():
+        below = f"{name.rpartition('/')[0]}/segmentations/".lstrip("/")
+        wanted = [below + mask + end for mask in parts(settings.lv) + parts(settings.myo) for end in SUFFIXES]
+        masks = tuple(mask for mask in wanted if mask in files.stamps)
+        cases.append(Case(case, case, name, label_files=masks, columns=about.get(case, {})))
+    if not cases:
+        expected = "no folder with ct.nii.gz; expected s0001/ct.nii.gz and s0001/segmentations/"
+        raise UserError(f"--input {files.source}: {expected}{others(files)}")
+    return cases, settings
+
+
+def _folder_of(files: Files, name: str) -> str | None:
+    if stem(name).lower() not in ("ct", "mri"):
+        return None
+    return (name.rpartition("/")[0] or files.prefix.rstrip("/") or files.source.stem).rsplit("/", 1)[-1]
+
+
+def _check_masks(files: Files, settings: Settings) -> None:
     masks = {stem(name) for name in files.stamps if "segmentations" in name.split("/")[:-1]}
     for option, text in (("--lv", settings.lv), ("--myo", settings.myo)):
         for part in parts(text):
@@ -26,35 +49,6 @@ def resolved(files: Files, settings: Settings) -> Settings:
                 expected = "expected version 1; this is version 2 or later, with one mask `heart`" if two else ""
                 expected = expected or f"expected names of masks{others(files)}"
                 raise UserError(f"{option} {part}: no segmentations/{part}.nii.gz in {files.source}; {expected}")
-    return settings
-
-
-def find_cases(files: Files, settings: Settings) -> list[Case]:
-    """One case for each folder with ct.nii.gz (or mri.nii.gz); the loader refuses those that lack a mask.
-
-    Raises UserError when there are none, two have one name, or meta.csv cannot be read.
-    """
-    about, found = _about(files), {}
-    for name in files.stamps:
-        folder = name.rpartition("/")[0]
-        if stem(name).lower() not in IMAGES or stem(name) == name.rpartition("/")[2]:
-            continue
-        case = cleaned((folder or files.prefix.rstrip("/") or files.source.stem).rsplit("/", 1)[-1])
-        if case in found:
-            raise UserError(f"{files.where(name)}: the same case as {found[case].image}; expected each name once")
-        wanted = [_mask(files, folder, part) for part in parts(settings.lv) + parts(settings.myo)]
-        masks = tuple(mask for mask in wanted if mask)
-        found[case] = Case(case=case, patient=case, image=name, label_files=masks, columns=about.get(case, {}))
-    if not found:
-        expected = "no folder with ct.nii.gz; expected s0001/ct.nii.gz and s0001/segmentations/"
-        raise UserError(f"--input {files.source}: {expected}{others(files)}")
-    return list(found.values())
-
-
-def _mask(files: Files, folder: str, mask: str) -> str:
-    """Return the name of a mask's file; empty when the case lacks it."""
-    names = (f"{folder}/segmentations/{mask}{suffix}".lstrip("/") for suffix in SUFFIXES)
-    return next((name for name in names if name in files.stamps), "")
 
 
 def _about(files: Files) -> dict[str, dict[str, str]]:
@@ -70,4 +64,4 @@ def _about(files: Files) -> dict[str, dict[str, str]]:
     if "image_id" not in table or table["image_id"].duplicated().any():
         raise UserError(f"{where}: {expected}")
     table = table.set_index("image_id").rename(columns={"split": "published_split"})
-    return table[[column for column in [*KEPT, "published_split"] if column in table]].to_dict("index")
+    return table[[column for column in KEPT if column in table]].to_dict("index")

@@ -23,14 +23,12 @@ from fedlib.config import UserError
 from fedlib.data.dataset import ARRAYS, PreparedDataset, describe, open_prepared
 from fedlib.data.files import to_disk, write_atomically
 
-JOURNAL = "journal.jsonl"
-"""Of a finished set: a line for each case that was read, by which a later call knows what it need not read again."""
 NOT_WHOLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 """What NumPy raises at a file that a power cut left."""
 
 
 class PreparedWriter:
-    """Takes cases by a key that changes when a file of theirs does; what an earlier call read is known by its key.
+    """Takes cases by a key that changes when a file of theirs does; what an interrupted call read is known by its key.
 
     `reading` tells how cases are read (adapter, sizes, window): what was read in another way is not taken over. Memory holds
     what is known of each case, never the arrays.
@@ -42,8 +40,7 @@ class PreparedWriter:
         self.folder = self.out.with_name(f".{self.out.name}.partial")
         self._whole = self.folder / "set" / "manifest.json"
         """There only while a whole set waits to be put in its place."""
-        self.reading = json.loads(json.dumps(reading))
-        self._finished: PreparedDataset | None = None
+        self.reading = reading
         self._entries: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> "PreparedWriter":
@@ -59,25 +56,18 @@ class PreparedWriter:
                 raise UserError(f"--out {self.out}: another data_prep is writing it; wait for it, or stop it") from None
             if self._whole.exists():  # killed while it was being put in its place
                 self._put_in_place()
-            if _json(self.folder / "reading.json") != self.reading:
-                shutil.rmtree(self.folder, ignore_errors=True)
-        with suppress(UserError):  # no set yet, or a damaged one: every file is read again
-            finished = open_prepared(self.out)
-            if finished.manifest["reading"] == self.reading and (entries := _journal(self.out)):
-                self._finished, self._entries = finished, entries
+            self.folder.mkdir(exist_ok=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._whole.exists() and not any(self.folder.glob("*.npz")):  # only refusals, quickly found again
+        if not self._whole.exists() and not any(self.folder.glob("*.npz")):
             shutil.rmtree(self.folder, ignore_errors=True)
         Path(self._lock.lock_file).unlink(missing_ok=True)
         self._lock.release()
 
     def known(self, key: str) -> dict[str, Any] | None:
-        """Return what was remembered of a case, or the `reason` it was refused for; None when it was not read."""
+        """Return what was remembered of a case; None when it was not read."""
         if key not in self._entries:
-            if refused := _json(self._path(key).with_suffix(".json")):
-                self._entries[key] = refused
             with suppress(*NOT_WHOLE), np.load(self._path(key)) as case:
                 self._entries[key] = json.loads(str(case["entry"]))
         return self._entries.get(key)
@@ -88,12 +78,10 @@ class PreparedWriter:
         self._entries[key] = json.loads(text)  # as the next call will find it
         content = BytesIO()
         np.savez(content, image=image, label=np.asarray(label, np.uint8 if np.ndim(label) else np.int64), entry=text)
-        self._keep(self._path(key), content.getvalue())
-
-    def refuse(self, key: str, reason: str) -> None:
-        """Remember that a case cannot be used, and why."""
-        self._entries[key] = {"reason": reason}
-        self._keep(self._path(key).with_suffix(".json"), json.dumps(self._entries[key]).encode())
+        with _disk(self.out):
+            aside = self._path(key).with_suffix(".tmp")
+            aside.write_bytes(content.getvalue())
+            os.replace(aside, self._path(key))
 
     def finish(self, manifest: dict[str, Any], keys: list[str], tables: dict[str, pd.DataFrame]) -> PreparedDataset:
         """Write the set of the cases `keys`, in this order, with its tables by file name, and put it in its place."""
@@ -104,36 +92,25 @@ class PreparedWriter:
             self._write_arrays(ready, keys)
             for name, table in tables.items():
                 table.to_csv(ready / name, index=False)
-            rows = {key: self._entries[key] | {"row": row} for row, key in enumerate(keys)}
-            refused = {key: entry for key, entry in self._entries.items() if "reason" in entry}
-            (ready / JOURNAL).write_text("".join(json.dumps(item) + "\n" for item in (rows | refused).items()))
-            described = describe({name: ready / name for name in (*ARRAYS, *tables)}, manifest | {"reading": self.reading})
+            described = describe({name: ready / name for name in (*ARRAYS, *tables)}, manifest)
             for path in ready.iterdir():
                 to_disk(path)
             write_atomically(self._whole, json.dumps(described, indent=2))
-            self._finished = None
             self._put_in_place()
         return open_prepared(self.out)
 
     def _write_arrays(self, folder: Path, keys: list[str]) -> None:
         """Put the cases one after another; not through a memory map, where a full disk would be a crash."""
         with (folder / ARRAYS[0]).open("wb") as images, (folder / ARRAYS[1]).open("wb") as labels:
-            shapes: list[tuple[int, ...]] = []
-            for key in keys:
-                arrays = self._arrays(key)
-                if not shapes:
-                    shapes = [array.shape for array in arrays]
-                    for file, array in zip((images, labels), arrays, strict=True):
-                        described = {"descr": array.dtype.str, "fortran_order": False, "shape": (len(keys), *array.shape)}
-                        np.lib.format.write_array_header_1_0(file, described)
-                if [array.shape for array in arrays] != shapes:
-                    raise ValueError(f"{key}: arrays of shape {[array.shape for array in arrays]}, expected {shapes}")
-                for file, array in zip((images, labels), arrays, strict=True):
+            for number, key in enumerate(keys):
+                for file, array in zip((images, labels), self._arrays(key), strict=True):
+                    if number == 0:
+                        shape = (len(keys), *array.shape)
+                        header = {"descr": array.dtype.str, "fortran_order": False, "shape": shape}
+                        np.lib.format.write_array_header_1_0(file, header)
                     file.write(array.tobytes())
 
     def _arrays(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        if self._finished and (row := self._entries[key].get("row")) is not None:
-            return self._finished.images[row], self._finished.labels[row]
         try:
             with np.load(self._path(key)) as case:
                 return case["image"], case["label"]
@@ -142,16 +119,8 @@ class PreparedWriter:
             raise UserError(f"--out {self.out}: a case was damaged ({error}); the same command reads it again") from None
 
     def _path(self, key: str) -> Path:
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
-
-    def _keep(self, path: Path, content: bytes) -> None:
-        with _disk(self.out):
-            if not self.folder.exists():
-                self.folder.mkdir()
-                write_atomically(self.folder / "reading.json", json.dumps(self.reading))
-            aside = path.with_suffix(".tmp")
-            aside.write_bytes(content)
-            os.replace(aside, path)
+        read = json.dumps([self.reading, key])
+        return self.folder / f"{hashlib.sha256(read.encode()).hexdigest()}.npz"
 
     def _put_in_place(self) -> None:
         old = self.folder / "old"
@@ -169,17 +138,3 @@ def _disk(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror or error}); expected a folder with room") from None
-
-
-def _journal(folder: Path) -> dict[str, dict[str, Any]]:
-    try:
-        return dict(json.loads(line) for line in (folder / JOURNAL).read_text().splitlines())
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None

@@ -1,6 +1,6 @@
 """fedlib: federated and centralized learning for medical images, thin over MONAI and Flower.
 
-The rooms, from the ground up; each imports only from those before it: config, data, tasks, training, federated and
+The packages, lowest layer first; each imports only from those before it: config, data, tasks, training, federated and
 analysis, views, course and study, cli (docs/design.md).
 """
 

@@ -24,9 +24,7 @@ TASKS = tuple(sorted(path.stem for path in TASK_FOLDER.glob("*.yaml")))
 Task = Literal[TASKS]
 Mode = Literal["centralized", "local", "federated"]
 Partition = Literal["balanced", "unbalanced", "quantity_skew", "label_skew", "missing_classes", "by_group"]
-Strategy = Literal[
-    "fedavg", "fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum", "scaffold"
-]
+Strategy = Literal["fedavg", "fedavgm", "fedprox", "fedadam", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum", "scaffold"]
 KRUM_CLIENTS = 5
 """2 f + 3 with one bad client (f = 1): Blanchard et al., 2017."""
 DELTA = 1e-5
@@ -82,7 +80,7 @@ class TrainingConfig(_Frozen):
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     """Peak of the optimizer's learning rate."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    """torch's AdamW, or SGD with momentum; begun anew in every round, in every arm."""
+    """torch's AdamW, or SGD with momentum; its state starts anew in every round, in every arm."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Of SGD."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -135,11 +133,11 @@ class FederationConfig(_Frozen):
 
     @property
     def is_personalized(self) -> bool:
-        """Whether every client has a model of its own in the end: what is shared, and its own BatchNorm."""
+        """Tell whether every client ends with a model of its own: what is shared, and its own BatchNorm."""
         return self.batch_norm == "local"
 
     def clients_per_round(self, n_clients: int) -> int:
-        """Clients that take part in a round."""
+        """Return the number of clients that take part in a round."""
         return max(1, round(self.fraction_train * n_clients))
 
 
@@ -167,7 +165,7 @@ class AnalysisConfig(_Frozen):
 
     @property
     def level(self) -> str:
-        """Of the two-sided intervals, in words: `95%`."""
+        """Return the level of the two-sided intervals, in words: `95%`."""
         return f"{round(100 * (1 - self.significance), 3):g}%"
 
 
@@ -187,12 +185,12 @@ class RunConfig(TrainingConfig, PartitionConfig, FederationConfig, AnalysisConfi
 
     @property
     def has_client_models(self) -> bool:
-        """Whether every client ends with a model of its own; the run's scores are then their means."""
+        """Tell whether every client ends with a model of its own; the run's scores are then their means."""
         return self.mode == "local" or self.is_personalized
 
     @property
     def run_id(self) -> str:
-        """A name a person can read, ending in eight hex digits of the configuration's hash."""
+        """Return a readable name, ending in eight hex digits of the configuration's hash."""
         parts = [self.task, self.mode]
         if self.mode != "centralized":
             parts += [f"k{self.n_clients}", self.partition]
@@ -204,7 +202,7 @@ class RunConfig(TrainingConfig, PartitionConfig, FederationConfig, AnalysisConfi
 
 
 def native_precision() -> Precision:
-    """`bf16` where this machine's GPU, or without one its processor, computes it natively; else `fp32`.
+    """Return `bf16` where this machine's GPU, or without one its processor, computes it natively; else `fp32`.
 
     Natively: an Ampere GPU or later; a processor with AVX512-BF16 or AMX. Where torch only emulates bf16 it saves no time.
     """
@@ -309,12 +307,12 @@ class StudyConfig(TaskProfile, PartitionConfig, FederationConfig, AnalysisConfig
         return cls.make(**{name: namespace[name] for name in known | given if name in namespace})
 
     def replace(self, **changes: Any) -> "StudyConfig":
-        """This study with other parameters. Raises what `make` raises."""
+        """Return this study with other parameters. Raises what `make` raises."""
         return self.make(**self.model_dump(by_alias=True) | changes)
 
     @property
     def prepared_dir(self) -> Path:
-        """Where the prepared set is: data_dir, or the synthetic set's place under out_dir."""
+        """Return where the prepared set is: data_dir, or the synthetic set's place under out_dir."""
         return self.data_dir or self.out_dir / "data" / self.task
 
     def decided(self) -> "StudyConfig":
@@ -329,7 +327,7 @@ class StudyConfig(TaskProfile, PartitionConfig, FederationConfig, AnalysisConfig
         return self.model_copy(update={"precision": recorded.pop() if len(recorded) == 1 else native_precision()})
 
     def runs(self, data_fingerprint: str, modes: tuple[Mode, ...] = Mode.__args__) -> list[RunConfig]:
-        """Every run of the grid, in the order it is carried out: centralized, then local and federated by K."""
+        """Return every run of the grid, in the order of execution: centralized, then local and federated by K."""
         shared = self.decided().model_dump(include={*TrainingConfig.model_fields, *AnalysisConfig.model_fields}) | {
             "task": self.task, "data_fingerprint": data_fingerprint}  # fmt: skip
         needs = {"label_skew": ("alpha",), "missing_classes": ("n_missing",), "by_group": ("group_column",)}

@@ -53,7 +53,8 @@ def write_tables(
         record.write_table(
             "train_cases.csv", pd.concat([tables[0].assign(client=client) for client in range(2)], ignore_index=True)
         )
-    record.write_table("clients.csv", [{"round": 1, "client": 0, "n": 8}])
+    rounds = (arm | changes)["rounds"]
+    record.write_table("clients.csv", [{"round": number, "client": 0, "n": 8} for number in range(1, rounds + 1)])
     scores = pd.DataFrame([tasks.get(task).summarize(cases) for cases in tables]).mean().to_dict()
     curves = [{metric: share * scores[metric] for metric in tasks.get(task).PRIMARY} for share in curve]
     record.write_table("rounds.csv", [{"round": number, **row} for number, row in enumerate(curves, 1)])

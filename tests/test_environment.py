@@ -67,7 +67,7 @@ def test_every_module_that_is_imported_is_a_declared_dependency():
     imported = {name.split(".")[0] for path in MODULES + sorted((ROOT / "data_prep").glob("*.py")) for name in imports(path)}
     outside = {canonical(spelled.get(name, name)) for name in imported - {*sys.stdlib_module_names, "fedlib", "data_prep"}}
     extras = project["optional-dependencies"]
-    declared = [*project["dependencies"], *extras["ray"], *extras["download"], *extras["export"]]
+    declared = [*project["dependencies"], *extras["ray"], *extras["export"]]
     assert outside - {canonical(name) for name in declared} == set()
 
 

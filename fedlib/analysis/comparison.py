@@ -43,7 +43,7 @@ def compare(runs: list[Run], study: AnalysisConfig | None = None) -> pd.DataFram
         if arm != CENTRALIZED and CENTRALIZED in arms:
             row |= paired_difference(members, arms[CENTRALIZED], metric, evidence)
             row["margin_note"] = margin_note(runs, evidence, f"margin_{metric.partition('_')[0]}")
-        row["training"] = _least_finished(members, metric, evidence)
+        row["training"] = least_finished(members, metric, evidence)
         row["paper"] = task.PAPER.get(arm[:2], {}).get(metric) if arm.mode != "local" else None
         rows.append(row)
     scored = [*ARM, "metric", "seeds", "n_patients", *inference.Interval._fields, "paired_seeds", "paired_patients"]
@@ -51,21 +51,29 @@ def compare(runs: list[Run], study: AnalysisConfig | None = None) -> pd.DataFram
     return table.assign(p_holm=table.groupby("mode")["p"].transform(inference.holm))
 
 
-def _least_finished(runs: list[Run], metric: str, evidence: AnalysisConfig) -> str:
+def least_finished(runs: list[Run], metric: str, evidence: AnalysisConfig) -> str:
+    """Return how far the least finished of an arm's runs was (see `training.plateau`)."""
     states = {training_state(run.rounds[metric].tolist(), evidence.margin(metric)) for run in runs}
     return next(state for state in (CLIMBING, TOO_FEW, PLATEAU) if state in states)
+
+
+def optimizer_steps(run: Run) -> pd.Series:
+    """Return the optimizer steps of each row of clients.csv, one client's round; 0 where the client was absent."""
+    config, cases = run.config, run.clients["n"].fillna(0).astype(int)
+    return config.local_epochs * cases.map(
+        lambda n: len(batches(np.arange(n), config.batch_size, None, config.drop_last)) if n else 0
+    )
 
 
 def training_table(runs: list[Run], study: AnalysisConfig | None = None) -> pd.DataFrame:
     """Return each arm's rounds, epochs, optimizer steps of a client (least and most), and whether training was finished."""
     rows = []
     for arm, members in by_arm(runs).items():
-        config, n = members[0].config, pd.concat([run.clients["n"] for run in members])
-        epochs = config.rounds * config.local_epochs
-        steps = [epochs * len(batches(np.arange(cases), config.batch_size, None, config.drop_last)) for cases in n[n > 0]]
-        row = {"rounds": config.rounds, "epochs": epochs, "least_steps": min(steps), "most_steps": max(steps)}
+        config, steps = members[0].config, [optimizer_steps(run).groupby(run.clients["client"]).sum() for run in members]
+        row = {"rounds": config.rounds, "epochs": config.rounds * config.local_epochs}
+        row |= {"least_steps": min(map(min, steps)), "most_steps": max(map(max, steps))}
         for metric in tasks.get(config.task).PRIMARY:
-            row[tasks.NAMES[metric]] = _least_finished(members, metric, study or runs[0].config)
+            row[tasks.NAMES[metric]] = least_finished(members, metric, study or runs[0].config)
         rows.append(arm._asdict() | row)
     return pd.DataFrame(rows)
 

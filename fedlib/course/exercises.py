@@ -12,7 +12,7 @@ import pandas as pd
 from fedlib.analysis import verdict
 from fedlib.config import StudyConfig
 from fedlib.course.feedback import Feedback, Solution, check, check_value, compare, described, listed, read
-from fedlib.data.dataset import PreparedDataset
+from fedlib.data.dataset import SPLITS, PreparedDataset
 from fedlib.data.partition import client_shares
 
 TIE = 0.01
@@ -83,6 +83,20 @@ def check_leak() -> Solution:
         "a leak from training to validation counts too.": 2,
     }
     return Solution((splits > 1).sum(), "these patients would be recognised, not diagnosed.", mistakes, rtol=0)
+
+
+@check_value
+def check_seen(data: PreparedDataset) -> Solution:
+    """Check the share of the test images whose patient has an image in training."""
+    train, val, test = (data.cases[data.cases["split"] == split]["patient"] for split in SPLITS)
+    right, patients = test.isin(train).mean(), test.drop_duplicates()
+    mistakes = {
+        "that is a share of the patients. One with several test images counts several times.": patients.isin(train).mean(),
+        "that counts patients of the validation split too, on whom no model trains.": test.isin([*train, *val]).mean(),
+        "that is the share of the training images whose patient is in the test.": train.isin(test).mean(),
+        "expected a share between 0 and 1, not a percentage.": 100 * right,
+    }
+    return Solution(right, "the model met these patients, with their diagnosis, in training.", mistakes)
 
 
 @check_value
@@ -292,6 +306,18 @@ def check_margin(answer: float, table: pd.DataFrame) -> Feedback:
     }
     praise = "chosen like this, after the result, it proves nothing."
     return compare(answer, Solution(smallest.max(), praise, mistakes, atol=0.0006))
+
+
+@check_value
+def check_rounds(central_steps: int, client_steps: int, rounds: int) -> Solution:
+    """Check how many rounds give a client, who took `client_steps` in `rounds`, the steps of the centralized run."""
+    right = -(-central_steps * rounds // client_steps)
+    mistakes = {
+        "that is how many times as many rounds it takes.": central_steps / client_steps,
+        "so many rounds leave a client some steps short: round up.": central_steps * rounds // client_steps,
+        "that is how many steps are wanted; a round has several.": central_steps,
+    }
+    return Solution(right, f"a client takes {client_steps / rounds:g} steps in a round.", mistakes, rtol=0)
 
 
 @check_value

@@ -1,7 +1,8 @@
-"""Steps that the notebooks take by hand: one round of FedAvg, divergence of clients, a shortcut and its saliency map."""
+"""Steps that the notebooks take by hand: one round of FedAvg, divergence of clients, a leak, a shortcut, a lag."""
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,15 +14,21 @@ from monai.visualize import OcclusionSensitivity
 from torchmetrics.functional import pairwise_cosine_similarity
 
 from fedlib import tasks
+from fedlib.analysis.arms import arm_scores, strata
+from fedlib.analysis.comparison import paired_difference
+from fedlib.analysis.inference import interval
+from fedlib.analysis.tables import bracketed
 from fedlib.config import RunConfig, StudyConfig
 from fedlib.data.dataset import PreparedDataset, batches
 from fedlib.data.partition import clients_of
 from fedlib.training.execution import load_model
 from fedlib.training.loop import device, evaluate, initial_model, train_round
 from fedlib.training.run_store import Run
-from fedlib.views.plots.figure import AccessibleFigure, accessible_figure, grid, styled
+from fedlib.views.plots.figure import SERIES, SOFT, AccessibleFigure, accessible_figure, grid, styled
 
 Weights = dict[str, np.ndarray]
+IMAGES_PER_PATIENT = 5
+"""In the lesson on leakage: so many that, split by image, nearly every test patient is in training too."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +183,62 @@ def occlusion_figure(data: PreparedDataset, rows: np.ndarray, maps: dict[str, np
             peaks.append("row {}, column {}".format(*np.unravel_index(heats[column].argmax(), heats[column].shape)))
     words = f"Bright: hiding that place lowers the score most. Peaks at {'; '.join(peaks)} of {data.images.shape[-1]}."
     return accessible_figure(figure, f"Occlusion maps of {', '.join(maps)} for {len(rows)} images. {words}")
+
+
+def leakage_study(study: StudyConfig) -> StudyConfig:
+    """Return the lesson's small study of patients with IMAGES_PER_PATIENT X-rays each, in a folder of its own.
+
+    Mild findings, few patients, no augmentation: hard to learn, easy to remember.
+    """
+    small = {"synthetic_cases": 100, "size": 32, "rounds": 2, "seed": (1, 2)}
+    sizes = small if study.profile == "smoke" else {"synthetic_cases": 400, "size": 48, "rounds": 12, "seed": (1, 2, 3)}
+    return _lesson(study, "leakage", findings="mild", augmentation="none", **sizes)
+
+
+def leakage(runs: dict[str, list[Run]]) -> pd.DataFrame:
+    """Return the test accuracy under each split, and their difference: of each seed, and over patients with an interval.
+
+    `runs`: those of the splits `patient` and `image`, by seed. The difference is over the patients tested under both.
+    """
+    scores = {split: {f"seed {run.config.seed}": run.result["accuracy"] for run in own} for split, own in runs.items()}
+    table = pd.DataFrame.from_dict(scores, "index")
+    table.loc["difference"] = table.loc["image"] - table.loc["patient"]
+    spans = {split: interval(strata(arm_scores(own, "accuracy")), bounds=(0, 1))[:3] for split, own in runs.items()}
+    paired = paired_difference(runs["image"], runs["patient"], "accuracy", runs["image"][0].config)
+    spans["difference"] = [paired[name] for name in ("difference", "difference_low", "difference_high")]
+    return table.assign(**{"over patients [95%]": pd.Series({split: bracketed(*span) for split, span in spans.items()})})
+
+
+@styled
+def leakage_figure(runs: dict[str, list[Run]]) -> AccessibleFigure:
+    """Plot the accuracy on training images and on test patients under each split, a line per seed."""
+    rows = [(f"split by {split}", run.config.seed, run.clients["training_accuracy"].iloc[-1], run.result["accuracy"])
+            for split, own in runs.items() for run in own]  # fmt: skip
+    numbers = pd.DataFrame(rows, columns=["split", "seed", "training images", "test patients"])
+    figure, axis = plt.subplots(figsize=(5.6, 3.4))
+    for shown, look, colour in (("training images", "s--", SOFT), ("test patients", "o-", SERIES[0])):
+        lines = axis.plot(numbers.pivot(index="split", columns="seed", values=shown), look, color=colour)
+        lines[0].set_label(shown)
+    axis.set(ylabel="accuracy", ylim=(0, 1.03), xmargin=0.3)
+    axis.grid(axis="y")
+    figure.legend(loc="outside lower left", ncols=2)
+    means = numbers.groupby("split")[["training images", "test patients"]].mean()
+    words = "; ".join(f"{row.Index}: training {row[1]:.2f}, test {row[2]:.2f}" for row in means.itertuples())
+    return accessible_figure(figure, f"Accuracy by split, mean over seeds. {words}.", numbers)
+
+
+def lag_study(study: StudyConfig, findings: str) -> StudyConfig:
+    """Return the lesson's study of one federation on images with clear or mild findings, in a folder of its own."""
+    small = {"synthetic_cases": 96, "size": 32, "client_counts": 2}
+    sizes = small if study.profile == "smoke" else {"synthetic_cases": 480, "size": 48, "client_counts": 4, "rounds": 12}
+    settings = {"findings": findings, "partitions": "balanced", "learning_rate": 0.003, "seed": study.seeds[0]}
+    return _lesson(study, findings, **settings, **sizes)
+
+
+def _lesson(study: StudyConfig, name: str, **settings: Any) -> StudyConfig:
+    """Return a small study of chest X-rays in the folder `lesson/name` beside the runs of `study`."""
+    profile, out_dir = "smoke" if study.profile == "smoke" else "quick", study.out_dir / "lesson" / name
+    return StudyConfig.make(task="classification", profile=profile, out_dir=out_dir, width=16, batch_size=8, **settings)
 
 
 @styled

@@ -43,12 +43,12 @@ class PreparedDataset:
 
     @property
     def classes(self) -> list[str]:
-        """Names behind the label values: the classes, or background and the structures."""
+        """Return the names behind the label values: the classes, or background and the structures."""
         return self.manifest["classes"]
 
     @property
     def spacing_mm(self) -> tuple[float, ...]:
-        """Size of a voxel in mm (segmentation)."""
+        """Return the size of a voxel in mm (volumes only)."""
         return tuple(self.manifest["spacing_mm"])
 
     @property
@@ -56,7 +56,7 @@ class PreparedDataset:
         return self.manifest["fingerprint"]
 
     def split(self, name: str) -> np.ndarray:
-        """Row numbers of the cases in split `train`, `val` or `test`."""
+        """Return the row numbers of the cases in split `train`, `val` or `test`."""
         return np.flatnonzero(self.cases["split"].to_numpy() == name)
 
     def load_batch(
@@ -89,7 +89,7 @@ def batches(
 
 
 def assign_groups(sizes: pd.Series, fractions: np.ndarray, rng: np.random.Generator) -> dict:
-    """Deal whole groups (patients) to receivers (clients, splits) so that each gets about its fraction of the cases.
+    """Assign whole groups (patients) to receivers (clients, splits) so that each gets about its fraction of the cases.
 
     `sizes` holds the cases of each group. In random order, every receiver gets one group first; then the one furthest below
     its share is served. Returns group -> receiver number.
@@ -103,14 +103,14 @@ def assign_groups(sizes: pd.Series, fractions: np.ndarray, rng: np.random.Genera
 
 
 def describe(paths: dict[str, Path], manifest: dict) -> dict:
-    """The manifest with its format, the size and hash of each file (name to where it is), and the set's fingerprint."""
+    """Return the manifest with its format, the size and hash of each file (`paths`: by name), and the set's fingerprint."""
     files = {name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in paths.items()}
     manifest = {"format": FORMAT} | manifest | {"files": files}
     return manifest | {"fingerprint": _fingerprint(manifest)}
 
 
 def _fingerprint(manifest: dict) -> str:
-    """Hash of all that a training sees: equal fingerprints, equal results. Where the raw files lay has no part in it."""
+    """Hash all that a training sees: equal fingerprints, equal results. Where the raw files were has no part in it."""
     content = [manifest[key] for key in ("task", "synthetic", "classes", "spacing_mm")]
     content += [manifest["files"][name]["sha256"] for name in (*ARRAYS, "cases.csv")]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -158,13 +158,13 @@ def _as_numbers(column: pd.Series) -> pd.Series:
 
 
 def find_prepared(folder: Path | str, task: str | None = None) -> Path | None:
-    """The folder itself or its subfolder named after the task, whichever has a manifest; None when neither has."""
+    """Return the folder, or its subfolder named after the task, whichever has a manifest; None when neither has."""
     own = [Path(folder), *([Path(folder) / task] if task else [])]
     return next((candidate for candidate in own if (candidate / "manifest.json").exists()), None)
 
 
 def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of change of the files in a folder: while they stay the same, a set is opened once."""
+    """Return name, size and time of change of a folder's files: while they stay the same, a set is opened once."""
     found = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write aside in the same folder, then rename: a reader sees the old file or the new one, never a part.
+    """Write a temporary file in the same folder, then rename it: a reader sees the old file or the new one, never a part.
 
-    After a power cut, too. What cannot be written (a full disk) raises OSError and leaves nothing aside.
+    That holds after a power cut, too. What cannot be written (a full disk) raises OSError and leaves nothing aside.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -29,6 +29,6 @@ def to_disk(path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of a file's content."""
+    """Return the hash of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -38,9 +38,9 @@ def clients_of(config: RunConfig, data: PreparedDataset) -> list[np.ndarray]:
 
 def partition(config: RunConfig, cases: pd.DataFrame, rows: np.ndarray) -> list[np.ndarray]:
     """Partition rows of a table of cases by the rule that the config names; see `clients_of`."""
-    dealt = cases.iloc[rows]
-    client_of = RULES[config.partition](config, dealt, np.random.default_rng([config.seed, config.n_clients]))
-    clients = dealt["patient"].map(client_of).to_numpy()
+    chosen = cases.iloc[rows]
+    client_of = RULES[config.partition](config, chosen, np.random.default_rng([config.seed, config.n_clients]))
+    clients = chosen["patient"].map(client_of).to_numpy()
     return [np.sort(rows[clients == client]) for client in range(config.n_clients)]
 
 

@@ -77,8 +77,8 @@ class ClientTask:
     round: int
     rows: np.ndarray
     """The client's training rows."""
-    model: torch.nn.Module
-    """With the weights of the message, if it holds any, and those that the client has kept."""
+    template: torch.nn.Module
+    """The run's initial model."""
     state: ClientState | None
     """None where a client keeps nothing."""
 
@@ -99,11 +99,15 @@ class ClientTask:
             state = ClientState(folder / f"client{client}.safetensors", int(settings.get("accepted-round", 0)))
         with _lock:
             template, partition = _model_and_partition(config, data.folder)
-        model = copy.deepcopy(template)
+        return cls(config, data, client, int(settings.get("server-round", 0)), partition[client], template, state)
+
+    def model(self, message: Message) -> torch.nn.Module:
+        """Build the model of this message: the weights that were sent, if any, and those that the client has kept."""
+        model, kept = copy.deepcopy(self.template), self.state.kept if self.state else {}
         sent = message.content.get("arrays", ArrayRecord()).to_torch_state_dict()
-        own = {name: tensor for name, tensor in state.kept.items() if not name.startswith(f"{CONTROL}.")} if state else {}
+        own = {name: tensor for name, tensor in kept.items() if not name.startswith(f"{CONTROL}.")}
         model.load_state_dict(model.state_dict() | sent | own)
-        return cls(config, data, client, int(settings.get("server-round", 0)), partition[client], model, state)
+        return model
 
 
 def report_errors(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -139,7 +143,7 @@ def identify(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train the global model on the client's cases for one round; reply with the weights that are shared."""
     task = ClientTask.from_message(message, context)
-    config, model, correct = task.config, task.model, None
+    config, model, correct = task.config, task.model(message), None
     if CONTROL in message.content:
         correct = ControlVariate(model, message.content[CONTROL].to_torch_state_dict(), task.state.kept)
     elif mu := message.content["config"].get("proximal-mu"):
@@ -171,7 +175,8 @@ def train(message: Message, context: Context) -> Message:
 def validate(message: Message, context: Context) -> Message:
     """Score the client's own model, where it has one, on the validation split."""
     began, task = time.perf_counter(), ClientTask.from_message(message, context)
-    scores = tasks.get(task.config.task).summarize(evaluate(task.model, task.data, task.data.split("val"), task.config))
+    cases = evaluate(task.model(message), task.data, task.data.split("val"), task.config)
+    scores = tasks.get(task.config.task).summarize(cases)
     metrics = MetricRecord({**scores, "seconds": time.perf_counter() - began})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
@@ -183,7 +188,7 @@ def send_local_state(message: Message, context: Context) -> Message:
     A hospital would not send them; it would score its model at home.
     """
     task = ClientTask.from_message(message, context)
-    content = {"arrays": ArrayRecord(local_state(task.config, task.model)), "metrics": MetricRecord()}
+    content = {"arrays": ArrayRecord(local_state(task.config, task.model(message))), "metrics": MetricRecord()}
     return Message(RecordDict(content), reply_to=message)
 
 

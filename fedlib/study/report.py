@@ -115,7 +115,8 @@ def _comparison(runs: list[Run], study: StudyConfig, data: dict, table: pd.DataF
     by_mode = {mode: [run for run in runs if run.config.mode == mode] for mode in ("centralized", "local", "federated")}
     for metric, name in ((metric, tasks.NAMES[metric]) for metric in tasks.get(study.task).PRIMARY):
         if shown := [run for run in runs if run not in by_mode["local"]]:
-            yield _figure(plots.learning_curves(shown, [metric]), f"Validation {name} after every round.")
+            for x, unit in (("rounds", "round"), ("steps", "optimizer step of a client")):
+                yield _figure(plots.learning_curves(shown, [metric], x), f"Validation {name}, by {unit}.")
         if by_mode["local"]:
             yield _figure(plots.client_scores(runs, metric), f"Each client's own model: test {name}.")
     if by_mode["federated"]:

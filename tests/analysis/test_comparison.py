@@ -1,12 +1,14 @@
 """The comparison of arms on a store made by hand: paired differences, patients as the unit, verdicts, and refusals."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from fedlib import analysis, tasks
+from fedlib.analysis.comparison import optimizer_steps
 from fedlib.config import StudyConfig, UserError
 from fedlib.training.run_store import RunStore
 from tests.stores import central_dice, shifted, write_classification, write_run
@@ -244,6 +246,12 @@ def test_an_arm_that_still_improves_has_not_finished_training(store):
     assert budget["most_steps"].tolist() == [2, 2], "8 cases in batches of 8, two epochs"
     finished = [runs[0], write_run(store, "federated", shifted(LOSS), n_clients=4)]
     assert "Not finished" not in " ".join(analysis.answer(analysis.compare(finished)))
+
+
+def test_a_client_that_was_absent_took_no_steps():
+    config = SimpleNamespace(local_epochs=2, batch_size=8, drop_last=False)
+    clients = pd.DataFrame({"round": [1, 1, 2], "client": [0, 1, 1], "n": [10, np.nan, 8]})
+    assert optimizer_steps(SimpleNamespace(config=config, clients=clients)).tolist() == [4, 0, 2]
 
 
 # What must not be compared, and what there is nothing to compare with

@@ -4,6 +4,7 @@ import inspect
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import numpy as np
@@ -27,6 +28,7 @@ UPDATES = np.array([[1.0, 2.0], [3.0, -1.0], [0.5, 0.5]])
 MASKED = UPDATES + [[7.0, 1.0], [-4.0, 5.0], [-3.0, -6.0]]
 MEASURED = {"even": 0.7, "uneven": -0.1, "same": 0.705}
 TRAVELS = {"weights", "number of cases", "training loss"}
+COLLEAGUE = SimpleNamespace(cases=exercises.split_by_image())
 
 RIGHT = [
     (exercises.check_travels, TRAVELS, ()),
@@ -34,6 +36,9 @@ RIGHT = [
     (exercises.check_runs, 26, (STUDY,)),
     (exercises.check_runs, np.int64(26), (STUDY,)),
     (exercises.check_leak, 3, ()),
+    (exercises.check_seen, 0.5, (COLLEAGUE,)),
+    (exercises.check_rounds, 72, (360, 50, 10)),
+    (exercises.check_rounds, 72, (359, 50, 10)),
     (exercises.check_dice, 0.643, (TRUTH, PREDICTED)),
     (exercises.check_sensitivity, (6 / 20 + 175 / 180) / 2, (CONFUSION,)),
     (exercises.check_average, [[2.5, 6.5]], (SENT, CASES)),
@@ -91,6 +96,11 @@ NOT_YET = [
     (exercises.check_leak, 4, (), "all of them are in one split"),
     (exercises.check_leak, 8, (), "how many patients there are"),
     (exercises.check_leak, 2, (), "validation"),
+    (exercises.check_seen, 2 / 7, (COLLEAGUE,), "training images"),
+    (exercises.check_seen, 50, (COLLEAGUE,), "percentage"),
+    (exercises.check_rounds, 7.2, (360, 50, 10), "as many rounds"),
+    (exercises.check_rounds, 71, (359, 50, 10), "round up"),
+    (exercises.check_rounds, 360, (360, 50, 10), "several"),
     (exercises.check_dice, 9 / 19, (TRUTH, PREDICTED), "Jaccard"),
     (exercises.check_dice, 9 / 28, (TRUTH, PREDICTED), "factor 2"),
     (exercises.check_dice, (TRUTH == PREDICTED).mean(), (TRUTH, PREDICTED), "background"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from data_prep.sources import ensure
+from data_prep.splits import resplit
 from data_prep.tags import burn, tagged
 from fedlib.config import StudyConfig
 from fedlib.course import lessons
@@ -173,3 +174,58 @@ def test_nothing_of_this_moves_the_global_random_numbers(images):
     lessons.one_round(run_config(images, "federated"), images)
     lessons.gradient_agreement(run_config(images, "federated"), images)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture(scope="module")
+def leaky(tmp_path_factory):
+    """The lesson's patients, split by patient and by image."""
+    lesson = lessons.leakage_study(StudyConfig.make(profile="smoke", out_dir=tmp_path_factory.mktemp("leaky")))
+    patients = ensure(lesson, images_per_patient=lessons.IMAGES_PER_PATIENT)
+    return (
+        lesson,
+        patients,
+        {split: [resplit(patients, split, seed) for seed in lesson.seeds] for split in ("patient", "image")},
+    )
+
+
+def test_the_lesson_s_patients_have_several_images_each(leaky):
+    _, patients, _ = leaky
+    assert set(patients.cases.groupby("patient").size()) == {lessons.IMAGES_PER_PATIENT}
+    assert patients.cases.groupby("patient")["label"].nunique().max() == 1
+    first, second = (patients.images[row] for row in patients.cases.index[patients.cases["patient"] == "synthetic-0001"][:2])
+    assert (first != second).any(), "another exposure"
+
+
+def test_new_splits_keep_patients_together_or_not_and_are_sets_of_their_own(leaky):
+    _, patients, sets = leaky
+    for split, apart in (("patient", False), ("image", True)):
+        for data in sets[split]:
+            assert (data.cases.groupby("patient")["split"].nunique() > 1).any() == apart
+            assert data.cases.drop(columns="split").equals(patients.cases.drop(columns="split"))
+    fingerprints = {data.fingerprint for of_seeds in sets.values() for data in of_seeds}
+    assert len(fingerprints | {patients.fingerprint}) == 1 + sum(map(len, sets.values()))
+    assert resplit(patients, "image", 1).fingerprint == sets["image"][0].fingerprint
+
+
+def test_leakage_is_the_difference_of_the_two_splits(leaky, tmp_path):
+    lesson, _, sets = leaky
+    runs = {"patient": [], "image": []}
+    for split, of_seeds in sets.items():
+        for seed, data in zip(lesson.seeds, of_seeds, strict=True):
+            [config] = lesson.replace(seed=seed, rounds=1).runs(data.fingerprint, ("centralized",))
+            runs[split].append(run(config, data, RunStore(tmp_path)))
+    table, picture = lessons.leakage(runs), lessons.leakage_figure(runs)
+    for seed, by_patient, by_image in zip(lesson.seeds, runs["patient"], runs["image"], strict=True):
+        gap = by_image.result["accuracy"] - by_patient.result["accuracy"]
+        assert table.loc["difference", f"seed {seed}"] == pytest.approx(gap)
+    assert list(table.index) == ["patient", "image", "difference"]
+    assert len(picture.table) == 2 * len(lesson.seeds)
+    assert "split by image: training" in picture.alt
+
+
+def test_the_lesson_on_lagging_has_the_same_clients_on_two_sets(tmp_path):
+    study = StudyConfig.make(task="segmentation", out_dir=tmp_path)
+    clear, mild = (lessons.lag_study(study, findings) for findings in ("clear", "mild"))
+    assert (clear.findings, mild.findings) == ("clear", "mild")
+    assert clear.out_dir != mild.out_dir
+    assert mild.replace(findings="clear", out_dir=clear.out_dir) == clear

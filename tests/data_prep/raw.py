@@ -52,7 +52,7 @@ def pairs(folder: Path, n: int = 6) -> Path:
 
 def zipped(folder: Path, archive: Path, top: str = "") -> Path:
     """Pack a folder, below a top folder if one is named."""
-    with zipfile.ZipFile(archive, "w") as packed:
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
         for path in sorted(folder.rglob("*")):
             packed.write(path, Path(top) / path.relative_to(folder))
     return archive

@@ -46,12 +46,8 @@ SOURCES = {
 
 
 def zipped(folder: Path) -> Path:
-    """Pack a folder, with deflate, into `x.zip` beside it."""
-    archive = folder.parent / "x.zip"
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-        for path in sorted(folder.rglob("*")):
-            packed.write(path, path.relative_to(folder))
-    return archive
+    """Pack a folder into `x.zip` beside it."""
+    return raw.zipped(folder, folder.parent / "x.zip")
 
 
 def with_member(folder: Path, name: str, like: str, kind: int = zipfile.ZIP_DEFLATED, mode: int = 0) -> Path:
@@ -77,3 +73,27 @@ def shifted(voxels: float) -> np.ndarray:
     affine = raw.AFFINE.copy()
     affine[0, 3] += 2 * voxels
     return affine
+
+
+def with_value(array: np.ndarray, value: float) -> np.ndarray:
+    """The array as float32, with one other value."""
+    changed = array.astype(np.float32)
+    changed[3, 3, 3] = value
+    return changed
+
+
+def flipped(content: bytes) -> bytes:
+    """The bytes with every bit turned round."""
+    return bytes(byte ^ 255 for byte in content)
+
+
+def put(folder: Path, name: str, content: bytes) -> None:
+    """Write a file below a folder."""
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(content)
+
+
+def removed(folder: Path, *names: str) -> None:
+    """Remove files below a folder."""
+    for name in names:
+        (folder / name).unlink()

@@ -32,20 +32,12 @@ def folder(tmp_path):
     return raw.class_folders(tmp_path / "raw")
 
 
-def test_folder_zip_and_top_folders_give_the_same_cases(tmp_path, folder):
-    nested = raw.class_folders(tmp_path / "outer" / "inner" / "images of today")
-    (tmp_path / "outer" / ".DS_Store").write_text("")
-    plain = found(folder)
-    assert len(plain) == 24
-    assert class_names(plain) == ["healthy", "ill"]
-    assert [case.case for case in plain[:3]] == ["healthy/healthy-1", "healthy/healthy-2", "healthy/healthy-3"]
-    assert all(case.patient == case.case for case in plain)
-    for source in (
-        tmp_path / "outer",
-        raw.zipped(folder, tmp_path / "a.zip"),
-        raw.zipped(nested, tmp_path / "b.zip", "top"),
-    ):
-        assert found(source) == plain
+def test_cases_are_named_by_their_folders_in_natural_order(folder):
+    cases = found(folder)
+    assert len(cases) == 24
+    assert class_names(cases) == ["healthy", "ill"]
+    assert [case.case for case in cases[:3]] == ["healthy/healthy-1", "healthy/healthy-2", "healthy/healthy-3"]
+    assert all(case.patient == case.case for case in cases)
 
 
 def test_images_folders_are_entered_and_masks_left_alone(tmp_path):
@@ -85,21 +77,6 @@ def test_folders_inside_a_class_are_patients(tmp_path):
         "well/p1/1": "p1",
         "well/9": "well/9",
     }
-
-
-@pytest.mark.parametrize(
-    ("names", "reason"),
-    [
-        (["a/1.png", "a/2.png"], "0 class folders with images, expected at least 2"),  # a lone folder is stripped
-        (["a/1.png", "notes/1.txt"], r"1 class folders with images \(a\), expected at least 2"),
-        (["1.png", "2.png"], "0 class folders"),
-        (["train/a/1.png", "test/a/2.png"], "a split where a class is expected"),
-    ],
-)
-def test_folders_that_cannot_be_used_are_named(tmp_path, names, reason):
-    with pytest.raises(UserError, match=reason) as refusal:
-        found(touched(tmp_path, *names))
-    assert str(tmp_path) in str(refusal.value)
 
 
 def write_manifest(folder, **columns):
@@ -194,73 +171,15 @@ def test_names_that_pandas_takes_for_nothing_stay_names(tmp_path):
     assert cases[0].patient == "NA"
 
 
-BAD = {
-    "a file that is not there": ("file,class\nhealthy/none.png,healthy\n", "lists healthy/none.png, which does not exist"),
-    "several": (
-        "file,class\nn1.png,a\nill/ill-1.png,a\nn2.png,b\nn3.png,b\n",
-        "lists n1.png and 2 more, which do not exist",
-    ),
-    "a path out": ("file,class\n../raw/ill/ill-1.png,ill\n", r"lists \.\./raw/ill/ill-1.png, which does not exist"),
-    "an absolute path": ("file,class\n/etc/passwd,ill\n", "lists /etc/passwd, which does not exist"),
-    "listed twice": ("file,class\nill/ill-1.png,ill\n./ill/ill-1.png,healthy\n", "lists ./ill/ill-1.png twice"),
-    "backslashes": ("file,class\nill\\ill-1.png,ill\n", "expected / between folders"),
-    "no class": ("file,class\nill/ill-1.png,\n", "no class for ill/ill-1.png"),
-    "a row cut short": ("file,class\nill/ill-1.png\n", "no class for ill/ill-1.png"),
-    "no file": ("file,class\n,ill\n", "which does not exist"),
-    "one class": ("file,class\nill/ill-1.png,ill\nill/ill-2.png,ill\n", r"1 class folders with images \(ill\)"),
-    "a split of its own": (
-        "file,class,split\nill/ill-1.png,ill,Train\n",
-        "split 'Train' for ill/ill-1.png; expected train",
-    ),
-    "other columns": ("name,class\nx,y\n", "no column file"),
-    "no columns": ("nothing\n", "no column class, file"),
-    "a column of ours": ("file,class,label\nill/ill-1.png,ill,3\n", "column label"),
-    "no rows": ("file,class\n", "lists no files"),
-    "empty": ("", "not a table"),
-    "blank": ("\n\n", "not a table"),
-    "ragged": ("file,class\nill/ill-1.png,ill\na,b,c,d\n", "not a table"),
-    "rows too long": (
-        "file,class\nill/ill-1.png,ill,x\nhealthy/healthy-1.png,healthy,y\n",
-        "more fields than it has columns",
-    ),
-    "a comma in a name": ("file,class\nill/ill,1.png,ill\n", "more fields than it has columns"),
-    "a quote left open": ('file,class\n"ill/ill-1.png,ill\n', "not a table|not exist|no class"),
-    "Latin 1": ("file,class\nröntgen.png,ill\n".encode("latin-1"), "not a table.*in UTF-8"),
-    "UTF-16": ("file,class\nill/ill-1.png,ill\n".encode("utf-16"), "not a table.*in UTF-8"),
-    "a PNG": (made.huge_png(), "not a table"),
-    "NUL": ("file,class\n\0\0,ill\n", "not a table|not exist"),
-}
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("kind", BAD)
-def test_a_manifest_that_cannot_be_used_is_named(folder, kind):
-    content, reason = BAD[kind]
-    (folder / "manifest.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=reason) as refusal:
-        found(folder)
-    assert "class folders" in reason or "manifest.csv" in str(refusal.value)
-    assert "\n" not in str(refusal.value)
-
-
 def test_where_needs_a_manifest(folder):
     with pytest.raises(UserError, match="--where mini=1.*manifest.csv"):
         found(folder, "mini=1")
 
 
-def test_a_listed_link_out_of_the_folder_is_refused(tmp_path, folder):
-    (tmp_path / "outside.png").write_bytes((folder / "ill" / "ill-1.png").read_bytes())
-    (folder / "ill" / "link.png").symlink_to(tmp_path / "outside.png")
+def test_a_listed_link_is_refused(folder):
+    (folder / "ill" / "link.png").symlink_to("ill-1.png")
     (folder / "manifest.csv").write_text("file,class\nill/link.png,ill\nhealthy/healthy-1.png,healthy\n")
-    with pytest.raises(UserError, match=r"lists ill/link.png: a link out of the folder"):
-        found(folder)
-
-
-def test_a_manifest_that_is_a_link_out_of_the_folder_is_refused(tmp_path, folder):
-    write_manifest(folder)
-    (folder / "manifest.csv").rename(tmp_path / "outside.csv")
-    (folder / "manifest.csv").symlink_to(tmp_path / "outside.csv")
-    with pytest.raises(UserError, match=r"manifest.csv: a link out of the folder"):
+    with pytest.raises(UserError, match=r"lists ill/link.png: a link; expected the file itself"):
         found(folder)
 
 
@@ -294,9 +213,3 @@ def test_the_loader_tells_what_a_dicom_header_states(tmp_path):
 def test_choices_are_rows_with_a_reason():
     assert {row["setting"]: row["value"] for row in choices(64)}["size"] == 64
     assert all(set(row) == {"setting", "value", "reason", "label"} and row["reason"] for row in choices(64))
-
-
-def test_the_loader_names_the_file_at_fault(tmp_path):
-    touched(tmp_path, "ill/1.png", "well/images/1.png")
-    with pytest.raises(UserError, match=r"^ill/1\.png: is empty"):
-        loaded(tmp_path)

@@ -316,7 +316,7 @@ def test_twelve_bits_in_sixteen_are_seen_in_colour_too(tmp_path, prepared, chann
 
 
 def shown(content, size=40):
-    grey, aspect = read_grey("x", content)
+    grey, aspect, _ = read_grey("x", content)
     return squared(grey, size, aspect)
 
 

@@ -120,8 +120,6 @@ def optimiser(name):
         m = options.get("beta_1", 0.0) * m + (1 - options.get("beta_1", 0.0)) * delta
         if name == "fedadagrad":
             v = v + delta**2
-        elif name == "fedyogi":
-            v = v - (1 - options["beta_2"]) * delta**2 * np.sign(v - delta**2)
         else:
             v = options["beta_2"] * v + (1 - options["beta_2"]) * delta**2
             rate *= np.sqrt(1 - options["beta_2"] ** (number + 1)) / (1 - options["beta_1"] ** (number + 1))
@@ -130,7 +128,7 @@ def optimiser(name):
     return expected
 
 
-@pytest.mark.parametrize("name", ["fedadam", "fedyogi", "fedadagrad"])
+@pytest.mark.parametrize("name", ["fedadam", "fedadagrad"])
 def test_server_optimisers(made, name):
     assert np.allclose(two_rounds(made(name)), optimiser(name), atol=1e-5)
 
@@ -211,7 +209,7 @@ def test_every_strategy_trains_both_tasks(data, tmp_path, name):
     assert (run.result["weights_sha256"] == plain.result["weights_sha256"]) == (name == "fedavg")
 
 
-@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold"])
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedadagrad", "scaffold"])
 def test_a_resumed_run_keeps_the_server_s_state(images, tmp_path, monkeypatch, made, name):
     config = run_config(images, "federated", strategy=name, rounds=3)
     whole = experiment.run(config, images, RunStore(tmp_path / "whole"))

@@ -38,11 +38,12 @@ def by_mode(runs, mode):
     return [run for run in runs if run.config.mode == mode]
 
 
-@pytest.fixture(params=["curves", "traffic", "spread", "confusion", "reliability", "comparison", "differences"])
+@pytest.fixture(params=["curves", "steps", "traffic", "spread", "confusion", "reliability", "comparison", "differences"])
 def draw(request, runs):
     federated, table = by_mode(runs, "federated"), analysis.compare(runs)
     return {
         "curves": lambda: plots.learning_curves(federated),
+        "steps": lambda: plots.learning_curves(runs, x="steps"),
         "traffic": lambda: plots.communication(federated),
         "spread": lambda: plots.client_scores(runs, "accuracy"),
         "confusion": lambda: plots.confusion(federated[:2]),
@@ -118,6 +119,23 @@ def test_the_numbers_of_a_curve_are_the_mean_over_seeds(runs):
     assert list(table["round"]) == [1, 2]
     mean = sum(run.rounds["accuracy"] for run in federated) / 2
     assert table["federated, 2 clients, balanced"].tolist() == pytest.approx(mean.tolist())
+
+
+def test_over_steps_a_client_of_many_stops_earlier(runs):
+    """10 cases a client: one batch in an epoch, so a step in a round, however many clients there are."""
+    numbers = plots.learning_curves(by_mode(runs, "federated"), ["accuracy"], x="steps").table
+    assert set(numbers.columns) == {"arm", "round", "accuracy", "optimizer steps of a client"}
+    assert (numbers["optimizer steps of a client"] == numbers["round"]).all()
+
+
+def test_a_curve_ends_with_its_verdict(tmp_path):
+    study = made_up(tmp_path, profile="smoke", rounds=8)
+    federated = by_mode(RunStore(tmp_path).done(study.runs(FINGERPRINT)), "federated")
+    picture = plots.learning_curves(federated, ["accuracy"])
+    (legend,) = picture.figure.legends
+    states = {"plateau", "not finished training"} & {text.get_text() for text in legend.get_texts()}
+    assert states
+    assert all(f"({state})" in picture.alt for state in states)
 
 
 def test_traffic_grows_with_the_clients(runs):

@@ -1,6 +1,7 @@
 """Figures of the run store: scores of the arms, learning curves, communication, clients, errors, calibration."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,13 +9,18 @@ import pandas as pd
 import seaborn as sns
 
 from fedlib import tasks
-from fedlib.analysis.arms import arm_name
+from fedlib.analysis.arms import arm_name, by_arm
+from fedlib.analysis.comparison import least_finished, optimizer_steps
 from fedlib.analysis.scores import confusion as confusion_matrix
+from fedlib.training.plateau import CLIMBING, PLATEAU, TOO_FEW
 from fedlib.training.run_store import Run
 from fedlib.views.plots.figure import COLOURS, DASHES, INK, MARKERS, PAGE, SOFT, AccessibleFigure, accessible_figure, styled
 
 WIDE = 5.6
 """Width of a panel in inches. Panels stand below each other, so that a phone shows them at a legible size."""
+AXES = {"rounds": "round", "steps": "optimizer steps of a client"}
+ENDS = {PLATEAU: r"$\rightarrow$", CLIMBING: r"$\nearrow$", TOO_FEW: "$?$"}
+"""Signs at the end of a learning curve, by the state of its training."""
 
 
 @styled
@@ -63,7 +69,8 @@ def _by_clients(table: pd.DataFrame, columns: list[str], label: str) -> tuple[pl
             )
         axis.set_xscale("log", base=2)
         axis.minorticks_off()
-        axis.set(xticks=counts, xticklabels=counts, ylabel=label.format(tasks.NAMES[metric]))
+        axis.set(xticks=counts, xticklabels=counts, xlim=(counts[0] / 1.6, counts[-1] * 1.6))
+        axis.set_ylabel(label.format(tasks.NAMES[metric]))
         axis.grid(axis="y")
     axes[-1].set_xlabel("number of clients")
     return figure, axes
@@ -83,35 +90,41 @@ def _with_numbers(figure: plt.Figure, table: pd.DataFrame, columns: list[str], w
 
 
 @styled
-def learning_curves(runs: list[Run], metrics: Sequence[str] = ()) -> AccessibleFigure:
-    """Plot the validation score of the global model by round, a line per arm and a panel per metric (default: the primary).
+def learning_curves(
+    runs: list[Run], metrics: Sequence[str] = (), x: Literal["rounds", "steps"] = "rounds"
+) -> AccessibleFigure:
+    """Plot the validation score of the global model, a line per arm and a panel per metric (default: the primary).
 
-    A line is the mean over seeds, with a band from the lowest to the highest.
+    Over rounds, or over optimizer steps: the mean over an arm's clients. A line is the mean over seeds, with a band from the
+    lowest to the highest. The sign at its end says whether the training had reached its plateau (`training.plateau`).
     """
-    metrics = list(metrics or tasks.get(runs[0].config.task).PRIMARY)
-    numbers = _rounds_of(runs, metrics)
+    metrics, arms, evidence = list(metrics or tasks.get(runs[0].config.task).PRIMARY), by_arm(runs), runs[0].config
+    numbers, words = pd.concat([_rounds_of(run, metrics) for run in runs], ignore_index=True), []
     figure, axes = _panels(len(metrics))
-    counts = sorted(numbers.loc[numbers["mode"] != "centralized", "n_clients"].unique())
+    counts = sorted({n_clients for mode, n_clients, _ in arms if mode != "centralized"})
     for axis, metric in zip(axes, metrics, strict=True):
-        for (mode, partition, n_clients), arm in numbers.groupby(["mode", "partition", "n_clients"], sort=False):
-            by_round = arm.groupby("round")[metric]
-            style = _line(mode, partition, counts.index(n_clients) if n_clients in counts else 0)
-            axis.plot(by_round.mean(), label=arm["arm"].iloc[0], **style)
-            if arm["seed"].nunique() > 1:
-                low, high = by_round.min(), by_round.max()
-                axis.fill_between(low.index, low, high, color=style["color"], alpha=0.12, lw=0)
+        ends = []
+        for (mode, n_clients, partition), members in arms.items():
+            name, style = arm_name(members[0].config), _line(mode, partition, n_clients, counts)
+            by_round = numbers[numbers["arm"] == name].groupby("round")
+            at, scores = by_round[AXES[x]].mean(), by_round[metric].mean()
+            axis.plot(at, scores, label=name, **style)
+            if len(members) > 1:
+                low, high = by_round[metric].min(), by_round[metric].max()
+                axis.fill_between(at, low, high, color=style["color"], alpha=0.12, lw=0)
+            ends.append((name, at.iloc[-1], scores.iloc[-1], least_finished(members, metric, evidence), style["color"]))
+        for _, last, score, state, colour in ends:
+            axis.plot(last, score, marker=ENDS[state], ms=12, ls="", color=colour, label=state, clip_on=False)
+        reached = ", ".join(f"{name} {score:.2f} ({state})" for name, _, score, state, _ in ends)
+        words.append(f"{tasks.NAMES[metric]}: {reached}")
         axis.set_ylabel(f"validation {tasks.NAMES[metric]}")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(axis="y")
-    axes[-1].set_xlabel("round")
+    axes[-1].set_xlabel(AXES[x])
     _legend(figure)
-    last = numbers[numbers["round"] == numbers["round"].max()].groupby("arm", sort=False)[metrics].mean()
-    words = [
-        f"{tasks.NAMES[metric]}: {', '.join(f'{arm} {value:.2f}' for arm, value in last[metric].items())}"
-        for metric in metrics
-    ]
-    alt = f"Validation scores by round. After the last round, {'; '.join(words)}."
-    return accessible_figure(figure, alt, _by_round(numbers, metrics))
+    alt = f"Validation scores by {AXES[x]}. After the last round, {'; '.join(words)}."
+    table = numbers.groupby(["arm", "round"], sort=False, as_index=False).mean()
+    return accessible_figure(figure, alt, _by_round(numbers, metrics) if x == "rounds" else table)
 
 
 def _by_round(numbers: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
@@ -122,22 +135,18 @@ def _by_round(numbers: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     return table.reset_index()
 
 
-def _rounds_of(runs: list[Run], metrics: list[str]) -> pd.DataFrame:
-    """Return the rounds of several runs in one table, with the columns that name their arms."""
-    tables = [
-        run.rounds[["round", *metrics]].assign(
-            arm=arm_name(run.config), **run.config.model_dump(include={"mode", "partition", "n_clients", "seed"})
-        )
-        for run in runs
-    ]
-    return pd.concat(tables, ignore_index=True)
+def _rounds_of(run: Run, metrics: list[str]) -> pd.DataFrame:
+    """Return a row per round: arm, the columns of AXES, and the metrics."""
+    steps = optimizer_steps(run).groupby(run.clients["round"]).sum().cumsum() / run.config.n_clients
+    rounds = run.rounds[["round", *metrics]]
+    return rounds.assign(**{"arm": arm_name(run.config), AXES["steps"]: rounds["round"].map(steps)})
 
 
-def _line(mode: str, partition: str, rank: int) -> dict:
+def _line(mode: str, partition: str, n_clients: int, counts: list[int]) -> dict:
     """Return a line's style: colour and marker by partition, dashes by number of clients; centralized is thick."""
     if mode == "centralized":
         return {"color": INK, "lw": 2.6, "alpha": 0.85}
-    dashes, marker = DASHES[rank % len(DASHES)], MARKERS[partition]
+    dashes, marker = DASHES[counts.index(n_clients) % len(DASHES)], MARKERS[partition]
     return {"color": COLOURS[partition], "lw": 1.4, "ls": dashes, "marker": marker, "ms": 4}
 
 
@@ -176,7 +185,7 @@ def client_scores(runs: list[Run], metric: str) -> AccessibleFigure:
     for kind in kinds:
         axis.plot([], [], "o", color=COLOURS[kind], label=f"each local model, {kind}".replace("_", " "))
         axis.plot([], [], lw=3, color=COLOURS[kind], label=f"their federation, {kind}".replace("_", " "))
-    axis.set_ylabel(f"test {tasks.NAMES[metric]}")
+    axis.set(ylabel=f"test {tasks.NAMES[metric]}", xlim=(-0.5, local["number of clients"].nunique() - 0.5))
     axis.grid(axis="y")
     _legend(figure)
     ends = local.groupby(["number of clients", "partition"])["score"].agg(["min", "max"])
