@@ -1,4 +1,4 @@
-"""python -m fedlib: study, report, runs, course."""
+"""python -m fedlib: study, report, runs, predict, export, verify, course."""
 
 import sys
 from pathlib import Path
@@ -30,6 +30,7 @@ SET = (
     "Any other setting, repeatable: batch_norm=local (FedBN), privacy=central, precision=bf16, width=32, ... "
     "fedlib/config.py lists and explains them all."
 )
+RUN_FOLDER = "Folder of a run, as in STUDY/runs/RUN_ID."
 
 OutDir = Annotated[Path, typer.Option(help="Folder of the finished runs.", show_default="reports/quick")]
 
@@ -124,6 +125,59 @@ def runs(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -> 
         status = run.status
         scores = [f"{name} {status['result'][name]:.3f}" for name in tasks.get(run.config.task).PRIMARY if run.done]
         typer.echo(f"{status['state']:8} {run.config.run_id}  {', '.join(scores) or status.get('error', '')}")
+
+
+@app.command()
+def predict(
+    run_folder: Annotated[Path, typer.Argument(help=RUN_FOLDER)],
+    images: Annotated[Path, typer.Option("--input", help="An image (DICOM, PNG, JPEG, NIfTI), a folder or a zip of them.")],
+    out: Annotated[Path, typer.Option(help="New folder of the predictions.")],
+) -> None:
+    """Predict new images, prepared as the run's own: probabilities, or labels on each volume's own grid. Research only.
+
+    Exit code 1: not one of the files could be used.
+    """
+    from data_prep.single import singles  # the roof alone may import both packages
+    from fedlib.study.prediction import RESEARCH_ONLY, write_predictions
+    from fedlib.study.record import open_run
+
+    run, _, data = open_run(run_folder)
+    table = write_predictions(run, data["choices"], singles(images, run.config.task, data["choices"]), out)
+    problems = table["problem"].dropna() if "problem" in table else []
+    typer.echo(f"{len(table) - len(problems)} of {len(table)} images predicted: {out / 'predictions.csv'}; {RESEARCH_ONLY}")
+    for problem in problems:
+        typer.echo(f"not used: {problem}", err=True)
+    if len(problems) == len(table):
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(help=RUN_FOLDER)],
+    to: Annotated[Path, typer.Option(help="New folder of the bundle.")],
+) -> None:
+    """Write a run's model as a MONAI bundle: weights, ONNX, inference config, and a model card of the run's own record."""
+    from fedlib.study.export import N_CHECKED
+    from fedlib.study.export import export as write_bundle
+
+    difference = write_bundle(run_folder, to)
+    typer.echo(f"{to}: ONNX differs from torch by at most {difference:.1e} in a probability, over {N_CHECKED} test cases")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder of a study.")],
+    run: Annotated[str | None, typer.Option(help="The run to train again (default: the shortest).")] = None,
+) -> None:
+    """Check every hash of a study, then train one run again and compare its weights. Exit code 1: something is wrong."""
+    from fedlib.study import archive
+
+    wrong, agreed = archive.verify(folder.absolute(), run)
+    for problem in wrong:
+        typer.echo(f"WRONG: {problem}", err=True)
+    typer.echo(agreed)
+    if wrong:
+        raise typer.Exit(1)
 
 
 @course.command()
