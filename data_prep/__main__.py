@@ -162,9 +162,22 @@ for name, adapter in sources.CARDIAC.items():
     _add_cardiac(name, adapter.DEFAULTS)
 
 
+@app.command()
+@click.argument("sets", type=PATH, nargs=-1, required=True, metavar="SET SET...")
+@options(OUT, SPLITTING[-1])
+def merge(**given: Any) -> None:
+    """Put prepared sets of several hospitals or archives together, told apart by a column `source`: the folders' names."""
+    from data_prep.merge import merge as together
+
+    _tell(together(**given))
+
+
 def _prepare(prepare: Callable[..., PreparedDataset], percent: tuple[float, ...] | None, **given: Any) -> None:
     """Prepare a source and tell what is in the set."""
-    prepared = prepare(fractions=percent and tuple(share / 100 for share in percent), **given)
+    _tell(prepare(fractions=percent and tuple(share / 100 for share in percent), **given))
+
+
+def _tell(prepared: PreparedDataset) -> None:
     manifest = prepared.manifest
     click.echo(f"{manifest['title']}: {len(prepared.cases)} cases, {'x'.join(map(str, prepared.images.shape[1:]))}, uint8")
     click.echo(quality.counts(prepared).to_string())

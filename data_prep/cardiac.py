@@ -88,30 +88,43 @@ def loader(settings: Settings) -> Loader:
         label, volumes = _read_label(case, contents[1:], named)
         image = nifti.read(case.image, contents[0])
         _check_pair(image, volumes)
-        stored, affine = nifti.to_ras(image.stored, image.affine)
-        label, _ = nifti.to_ras(label, image.affine)
+        check_finite(image)
+        label, affine = nifti.to_ras(label, image.affine)
         box, columns = _measured(label, nifti.spacing(affine))
         part = _around_heart(case, box, affine, settings) if settings.crop == "heart" else ...
-        _check_memory(case, label[part].shape * nifti.spacing(affine), settings)
+        check_memory(case.image, label[part].shape * nifti.spacing(affine), settings)
         resampled = resampling.at_spacing(label[part], affine, settings.spacing_mm, "nearest")
-        prepared = resampling.to_size(resampled, settings.size).astype(np.uint8)
+        prepared = resampling.to_size(resampled, settings.size)[0].numpy().astype(np.uint8)
         for number, structure in enumerate(CLASSES[1:], 1):
             ml = float(np.count_nonzero(prepared == number) * np.prod(settings.spacing_mm) / 1000)
             _check_loss(case, structure, columns[f"{structure}_ml"], ml, settings)
             columns[f"{structure}_ml_prepared"] = round(ml, 2)
-        resampled = resampling.at_spacing(image.scaled(stored[part]), affine, settings.spacing_mm, "bilinear")
-        low, high = window_of(settings) or resampling.percentiles(resampled, PERCENTILES)
-        windowed = resampling.in_window(resampled, low, high)
-        if windowed.max() - windowed.min() < MIN_GREYS:
-            raise UserError(f"{case.image}: one grey value between {low:g} and {high:g}; expected an image ({OTHER_UNITS})")
-        grey = np.rint(resampling.to_size(windowed, settings.size)).astype(np.uint8)
-        _check_contrast(case, grey, prepared, f"between {low:g} and {high:g}")
+        windowed, (low, high), lowest = grey_values(image, settings, part)
+        grey = np.rint(resampling.to_size(windowed, settings.size).numpy()).astype(np.uint8)
+        _check_contrast(case, grey[0], prepared, f"between {low:g} and {high:g}")
         columns["note"] = image.note or next((volume.note for volume in volumes if volume.note), "")
-        if settings.modality == "ct" and not settings.window and not columns["note"] and resampled.min() >= 0:
+        if settings.modality == "ct" and not settings.window and not columns["note"] and lowest >= 0:
             columns["note"] = f"no value below 0, and air is -1000 in Hounsfield units; {OTHER_UNITS}"
-        return grey[None], prepared, columns
+        return grey, prepared, columns
 
     return load
+
+
+def grey_values(image: nifti.Volume, settings: Settings, part: Any = ...) -> tuple[Any, tuple[float, float], float]:
+    """Return a volume, or a part of it in RAS axes, at the prepared voxel size, its window mapped to 0 to 255.
+
+    Float (1, X, Y, Z), with the affine of the whole; the window; and the lowest intensity. Raises UserError when it has no
+    contrast.
+    """
+    from data_prep import resampling  # as above
+
+    stored, affine = nifti.to_ras(image.stored, image.affine)
+    resampled = resampling.at_spacing(image.scaled(stored[part]), affine, settings.spacing_mm, "bilinear")
+    low, high = window_of(settings) or resampling.percentiles(resampled, PERCENTILES)
+    windowed = resampling.in_window(resampled, low, high)
+    if windowed.max() - windowed.min() < MIN_GREYS:
+        raise UserError(f"{image.name}: one grey value between {low:g} and {high:g}; expected an image ({OTHER_UNITS})")
+    return windowed, (low, high), float(resampled.min())
 
 
 def _named(settings: Settings) -> list[list[str]]:
@@ -180,6 +193,10 @@ def _check_pair(image: nifti.Volume, labels: list[nifti.Volume]) -> None:
         if apart > SHIFT:
             place = f"lies {apart:.3g} voxels off {image.name} by its affine"
             raise UserError(f"{label.name}: {place}; expected at most {SHIFT}")
+
+
+def check_finite(image: nifti.Volume) -> None:
+    """Refuse voxels that are NaN or infinite, also by the header's scaling."""
     whole = image.stored.dtype.kind != "f" and (image.slope, image.inter) == (1, 0)
     # As float32 they would become infinite, too.
     if not whole and not all((np.abs(values) <= np.finfo(np.float32).max).all() for values in image.slices()):
@@ -223,11 +240,11 @@ def _around_heart(case: Case, box: np.ndarray, affine: np.ndarray, settings: Set
     return tuple(slice(max(first, 0), last) for first, last in zip(start, stop, strict=True))
 
 
-def _check_memory(case: Case, sides_mm: np.ndarray, settings: Settings) -> None:
+def check_memory(name: str, sides_mm: np.ndarray, settings: Settings) -> None:
     voxels = np.prod(sides_mm / settings.spacing_mm)
     if voxels > MAX_VOXELS:
         cut = f"{nifti.by(sides_mm)} mm are {voxels:.2g} voxels of {nifti.by(np.array(settings.spacing_mm))} mm"
-        raise UserError(f"{case.image}: {cut}; expected at most {MAX_VOXELS:.2g} (a larger --spacing, or --crop heart)")
+        raise UserError(f"{name}: {cut}; expected at most {MAX_VOXELS:.2g} (a larger --spacing, or --crop heart)")
 
 
 def _check_loss(case: Case, structure: str, raw_ml: float, ml: float, settings: Settings) -> None:

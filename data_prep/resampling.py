@@ -10,12 +10,13 @@ from monai.transforms.utils_pytorch_numpy_unification import percentile
 
 
 def at_spacing(volume: np.ndarray, affine: np.ndarray, spacing_mm: Sequence[float], mode: str) -> MetaTensor:
-    """A volume (X, Y, Z) at another voxel size, float32 (1, X', Y', Z'); `mode` is bilinear or nearest."""
+    """A volume (X, Y, Z) at another voxel size, float32 (1, X', Y', Z') with its affine; `mode` is bilinear or nearest."""
     # NIfTI stores the last axis first: MONAI gets the axes in that order, since turning a CT round takes seconds.
     stored = torch.from_numpy(np.ascontiguousarray(volume.T, np.float32))[None]
     # Single precision halves the memory; a label needs double, or its voxels fall to one side where two are as near.
     resample = Spacing(tuple(spacing_mm)[::-1], mode=mode, dtype=np.float64 if mode == "nearest" else np.float32)
-    return resample(MetaTensor(stored, affine=affine[:, [2, 1, 0, 3]])).permute(0, 3, 2, 1)
+    resampled = resample(MetaTensor(stored, affine=affine[:, [2, 1, 0, 3]]))
+    return MetaTensor(resampled.as_tensor().permute(0, 3, 2, 1), affine=resampled.affine[:, [2, 1, 0, 3]])
 
 
 def percentiles(volume: MetaTensor, shares: Sequence[float]) -> list[float]:
@@ -28,6 +29,6 @@ def in_window(volume: MetaTensor, low: float, high: float) -> MetaTensor:
     return ScaleIntensityRange(low, high, 0, 255, clip=True)(volume) if low < high else torch.zeros_like(volume)
 
 
-def to_size(volume: MetaTensor, size: Sequence[int]) -> np.ndarray:
-    """The middle of a volume (1, X, Y, Z), cut or padded with 0, as an array (X, Y, Z) of `size`."""
-    return ResizeWithPadOrCrop(size)(volume)[0].numpy()
+def to_size(volume: MetaTensor, size: Sequence[int]) -> MetaTensor:
+    """The middle of a volume (1, X, Y, Z), cut or padded with 0 to `size`, with its affine."""
+    return ResizeWithPadOrCrop(size)(volume)

@@ -1,4 +1,4 @@
-"""python -m fedlib: study, report, runs."""
+"""python -m fedlib: study, report, runs, predict, export, verify, course."""
 
 import sys
 from pathlib import Path
@@ -30,8 +30,13 @@ SET = (
     "Any other setting, repeatable: batch_norm=local (FedBN), privacy=central, precision=bf16, width=32, ... "
     "fedlib/config.py lists and explains them all."
 )
+RUN_FOLDER = "Folder of a run, as in STUDY/runs/RUN_ID."
+
+OutDir = Annotated[Path, typer.Option(help="Folder of the finished runs.", show_default="reports/quick")]
 
 app = typer.Typer(help=HELP, add_completion=False, pretty_exceptions_enable=False)
+course = typer.Typer(help="Hand out the notebooks without solutions; grade what students hand in.")
+app.add_typer(course, name="course")
 
 
 def _option(help: str, panel: str = RUNTIME, **more: int) -> typer.models.OptionInfo:
@@ -120,6 +125,85 @@ def runs(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -> 
         status = run.status
         scores = [f"{name} {status['result'][name]:.3f}" for name in tasks.get(run.config.task).PRIMARY if run.done]
         typer.echo(f"{status['state']:8} {run.config.run_id}  {', '.join(scores) or status.get('error', '')}")
+
+
+@app.command()
+def predict(
+    run_folder: Annotated[Path, typer.Argument(help=RUN_FOLDER)],
+    images: Annotated[Path, typer.Option("--input", help="An image (DICOM, PNG, JPEG, NIfTI), a folder or a zip of them.")],
+    out: Annotated[Path, typer.Option(help="New folder of the predictions.")],
+) -> None:
+    """Predict new images, prepared as the run's own: probabilities, or labels on each volume's own grid. Research only.
+
+    Exit code 1: not one of the files could be used.
+    """
+    from data_prep.single import singles  # the roof alone may import both packages
+    from fedlib.study.prediction import RESEARCH_ONLY, write_predictions
+    from fedlib.study.record import open_run
+
+    run, _, data = open_run(run_folder)
+    table = write_predictions(run, data["choices"], singles(images, run.config.task, data["choices"]), out)
+    problems = table["problem"].dropna() if "problem" in table else []
+    typer.echo(f"{len(table) - len(problems)} of {len(table)} images predicted: {out / 'predictions.csv'}; {RESEARCH_ONLY}")
+    for problem in problems:
+        typer.echo(f"not used: {problem}", err=True)
+    if len(problems) == len(table):
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(help=RUN_FOLDER)],
+    to: Annotated[Path, typer.Option(help="New folder of the bundle.")],
+) -> None:
+    """Write a run's model as a MONAI bundle: weights, ONNX, inference config, and a model card of the run's own record."""
+    from fedlib.study.export import N_CHECKED
+    from fedlib.study.export import export as write_bundle
+
+    difference = write_bundle(run_folder, to)
+    typer.echo(f"{to}: ONNX differs from torch by at most {difference:.1e} in a probability, over {N_CHECKED} test cases")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder of a study.")],
+    run: Annotated[str | None, typer.Option(help="The run to train again (default: the shortest).")] = None,
+) -> None:
+    """Check every hash of a study, then train one run again and compare its weights. Exit code 1: something is wrong."""
+    from fedlib.study import archive
+
+    wrong, agreed = archive.verify(folder.absolute(), run)
+    for problem in wrong:
+        typer.echo(f"WRONG: {problem}", err=True)
+    typer.echo(agreed)
+    if wrong:
+        raise typer.Exit(1)
+
+
+@course.command()
+def handout(
+    to: Annotated[Path, typer.Option(help="A new folder.")],
+    out_dir: OutDir = ROOT / "reports" / "quick",
+) -> None:
+    """Write the notebooks without solutions, and a copy of the finished runs that they read."""
+    from fedlib.course.handout import hand_out
+
+    typer.echo(hand_out(to, out_dir))
+
+
+@course.command()
+def grade(
+    folder: Annotated[Path, typer.Argument(help="Holds a folder of notebooks, or a notebook, for each student.")],
+    out_dir: OutDir = ROOT / "reports" / "quick",
+    time_limit: Annotated[float, typer.Option(help="Seconds for a notebook.", min=1)] = 600,
+    to: Annotated[Path, typer.Option(help="The table, a CSV file.")] = Path("grades.csv"),
+) -> None:
+    """Execute each student's notebooks beside a copy of the finished runs; write a row for each exercise and prediction."""
+    from fedlib.course.grade import grade as grade_all
+
+    for line in grade_all(folder, out_dir, time_limit, to):
+        typer.echo(line)
+    typer.echo(f"Open {to}")
 
 
 def _setting(text: str) -> tuple[str, str]:

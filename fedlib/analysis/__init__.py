@@ -16,10 +16,11 @@ from fedlib.analysis.comparison import client_trend, compare, federated_vs_local
 from fedlib.analysis.inference import verdict
 from fedlib.analysis.paper import answer, paper_table, protocol, settings
 from fedlib.analysis.scores import calibration, client_scores, confusion, part_scores, seed_spread
+from fedlib.analysis.sources import by_source
 from fedlib.analysis.tables import readable
 
 __all__ = [
-    "answer", "arm_name", "calibration", "check_comparable", "check_integrity", "client_scores", "client_trend", "compare",
-    "confusion", "federated_vs_local", "missing_clients", "paper_table", "part_scores", "partition_effect", "protocol",
-    "readable", "seed_spread", "settings", "training_table", "verdict",
+    "answer", "arm_name", "by_source", "calibration", "check_comparable", "check_integrity", "client_scores", "client_trend",
+    "compare", "confusion", "federated_vs_local", "missing_clients", "paper_table", "part_scores", "partition_effect",
+    "protocol", "readable", "seed_spread", "settings", "training_table", "verdict",
 ]  # fmt: skip

@@ -12,8 +12,8 @@ DETAILS = ["how", "difference_how", "margin_note", "margin", "smallest_margin", 
            "paired_patients"]  # fmt: skip
 """Columns for those who compute with the table."""
 SIGNED = ("change", "paper_change", "difference_mean")
-FIRST = ["arm", "partition", "n_clients", "metric", "verdict", "training", "difference", "direction", "value", "this_run",
-         "paper"]  # fmt: skip
+FIRST = ["source", "arm", "partition", "n_clients", "metric", "verdict", "training", "difference", "direction", "value",
+         "this_run", "paper"]  # fmt: skip
 """Columns that come first, in this order."""
 TITLES = {"value": "score", "n_patients": "patients", "n_clients": "clients", "paper_says": "the paper says",
           "slope": "change per doubling", "paper": "the paper"}  # fmt: skip

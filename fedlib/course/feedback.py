@@ -11,6 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+MIME_TYPE = "application/vnd.fedlib.feedback+json"
+"""Of feedback as a notebook stores it, so that it can be told from what a cell prints."""
+
 
 @dataclass(frozen=True)
 class Feedback:
@@ -22,6 +25,9 @@ class Feedback:
     def __repr__(self) -> str:
         head = {True: "Right", False: "Not yet", None: "Not answered yet"}[self.right]
         return f"{head}: {' '.join(self.text.split())}"  # one line, whatever an answer puts into it
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        return {"text/plain": repr(self), MIME_TYPE: {"right": self.right, "text": self.text}}
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,12 @@ class Round:
     cases: list[int]
 
 
+def beside(prediction: Any, result: Any) -> Any:
+    """Print a prediction above its result, and return the result for the notebook to show. None: nothing was predicted."""
+    print("Your prediction:", "none yet" if prediction is None else prediction)
+    return result
+
+
 def one_round(config: RunConfig, data: PreparedDataset) -> Round:
     """Train every client for its first round from the same weights, and aggregate nothing."""
     start, sent, clients = _weights(initial_model(config, data)), [], clients_of(config, data)

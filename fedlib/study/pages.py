@@ -88,7 +88,7 @@ def tidy(html: str, label: str = "table") -> str:
     for element in soup.find_all(["span", "table", "tr", "th", "td"]):
         for name in ("style", "border", "align"):  # papermill's red, the borders of pandas
             element.attrs.pop(name, None)
-    for each in soup.find_all("details"):  # paper leaves out solutions
+    for each in soup.find_all("details"):  # paper leaves out solutions and answers
         each["class"] = each.summary.get_text(strip=True).lower().replace(" ", "-")
     for each in soup.find_all("table"):
         _name_headers(each)

@@ -3,7 +3,6 @@
 The index is a notebook too, with the tables and figures of notebook 04, made here and rendered like the others.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from fedlib import analysis, tasks
 from fedlib.analysis.scores import classes_of
 from fedlib.config import StudyConfig, UserError
 from fedlib.data.files import write_atomically
+from fedlib.study.archive import write_crate
 from fedlib.study.pages import render, render_notebook
+from fedlib.study.record import recall_studies
 from fedlib.training.run_store import Run, RunStore
 from fedlib.views import plots
 
@@ -37,9 +38,8 @@ FURTHER = {
     analysis.federated_vs_local: "What federation is worth: federated minus local-only",
     analysis.partition_effect: "What the partition does: each minus balanced, federated",
     analysis.client_trend: "Trend over the number of clients, federated",
+    analysis.by_source: "Each source of the set alone",
 }
-DATA = ("title", "synthetic", "fingerprint", "train", "val", "test")
-"""What the index tells of a prepared set."""
 
 
 def write_report(out_dir: Path) -> Path:
@@ -47,16 +47,16 @@ def write_report(out_dir: Path) -> Path:
 
     Raises UserError when `out_dir` holds no study, or its study.json is damaged.
     """
-    for study, _ in _studies(out_dir):
+    for study, _ in recall_studies(out_dir):
         for notebook in sorted((out_dir / study.task).glob("[0-9]*.ipynb")):
             render_notebook(notebook)
     return write_index(out_dir)
 
 
 def write_index(out_dir: Path) -> Path:
-    """Write index.html and results.csv from the run store alone; return the page's path."""
+    """Write index.html, results.csv and the RO-Crate from the run store alone; return the page's path."""
     store, summary, details = RunStore(out_dir), [_text(INTRODUCTION)], [_text(READING)]
-    for study, data in _studies(out_dir):
+    for study, data in recall_studies(out_dir):
         planned = [config.run_id for config in study.runs(data["fingerprint"])]
         runs, missing = analysis.check_integrity(store, planned)
         try:
@@ -72,21 +72,8 @@ def write_index(out_dir: Path) -> Path:
     intact, _ = analysis.check_integrity(store, [run.folder.name for run in store.all() if run.done])
     write_atomically(out_dir / "results.csv", store.results(intact).to_csv(index=False))
     write_atomically(out_dir / "index.html", render(new_notebook(cells=summary + details)))
+    write_crate(out_dir, intact)
     return out_dir / "index.html"
-
-
-def _studies(out_dir: Path) -> list[tuple[StudyConfig, dict[str, Any]]]:
-    """Return the study of each task with what study.json says of its data."""
-    path = out_dir / "study.json"
-    if not path.exists():
-        raise UserError(f"{out_dir}: no study.json; expected a folder written by `python -m fedlib study`")
-    try:
-        known = json.loads(path.read_text())
-        known = [known[task] for task in tasks.TASKS if task in known]
-        return [(StudyConfig.make(**one["study"] | {"out_dir": out_dir}), {name: one["data"][name] for name in DATA})
-                for one in known]  # fmt: skip
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); the command that made the study writes it anew") from None
 
 
 def caveats(runs: list[Run], study: StudyConfig, data: dict[str, Any]) -> Iterator[str]:

@@ -32,7 +32,8 @@ from fedlib.config import ROOT, RunConfig, StudyConfig, UserError
 from fedlib.data.dataset import PreparedDataset, find_prepared, open_prepared
 from fedlib.data.partition import clients_of
 from fedlib.study.pages import render_notebook
-from fedlib.training.run_store import RunStore, remember_study
+from fedlib.study.record import remember_study
+from fedlib.training.run_store import RunStore
 
 NOTEBOOKS = ROOT / "notebooks"
 ORDER = ("01_data_preparation", "03_federated_simulation", "02_centralized_training", "04_compare_results")

@@ -5,7 +5,7 @@ A score is a mean over patients, everywhere: a patient's cases are averaged firs
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
@@ -37,6 +37,10 @@ class TaskSpec(Protocol):
     SCRIPTS: Figures
     """Figures saved beside the first author's scripts: (mode, clients, partition) -> metric -> value."""
 
+    NETWORK: Callable[..., torch.nn.Module]
+    """MONAI's network, by which a bundle names the model."""
+    network_arguments: Callable[[RunConfig, int], dict[str, Any]]
+    """(config, n_classes) -> the arguments of NETWORK, as JSON can hold them."""
     build_model: Callable[[RunConfig, int], torch.nn.Module]
     """(config, n_classes) -> the model, its weights drawn from torch's global generator."""
     loss_function: Callable[[], torch.nn.Module]

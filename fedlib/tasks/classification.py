@@ -1,5 +1,7 @@
 """Chest X-rays, one of several categories: ResNet18, accuracy and macro-averaged sensitivity."""
 
+from typing import Any
+
 import pandas as pd
 import torch
 from monai.networks.nets import resnet18
@@ -33,15 +35,18 @@ GROUPS = 8
 """Of GroupNorm (Wu and He, 2018), when it replaces BatchNorm (*chosen*)."""
 
 
-def build_model(config: RunConfig, n_classes: int) -> torch.nn.Module:
+NETWORK = resnet18
+
+
+def network_arguments(config: RunConfig, n_classes: int) -> dict[str, Any]:
     """ResNet18 (He et al., 2016) for one grey channel. Stride 2 in the stem: MONAI's default of 1 is not the paper's."""
-    model = resnet18(
-        spatial_dims=2,
-        n_input_channels=1,
-        num_classes=n_classes,
-        conv1_t_stride=2,
-        widen_factor=config.width / 64,
-    )
+    shape = {"spatial_dims": 2, "n_input_channels": 1, "num_classes": n_classes}
+    return shape | {"conv1_t_stride": 2, "widen_factor": config.width / 64}
+
+
+def build_model(config: RunConfig, n_classes: int) -> torch.nn.Module:
+    """Return MONAI's network, or the same with GroupNorm in place of BatchNorm."""
+    model = NETWORK(**network_arguments(config, n_classes))
     if config.batch_norm == "group":  # MONAI 1.6's argument `norm` reaches the first layer only
         for name, layer in list(model.named_modules()):
             if isinstance(layer, torch.nn.BatchNorm2d):
@@ -74,7 +79,7 @@ def score_cases(data: PreparedDataset, rows: list[int], logits: torch.Tensor, fi
     """A row per case: truth, prediction (class names), and the probability of each class."""
     probabilities = logits.float().softmax(1)
     names = data.classes
-    table = data.cases.iloc[rows][["case", "patient"]].reset_index(drop=True)
+    table = data.cases.iloc[rows].filter(["case", "patient", "source"]).reset_index(drop=True)
     table["truth"] = [names[label] for label in data.labels[rows]]
     table["prediction"] = [names[label] for label in probabilities.argmax(1).tolist()]
     columns = [f"p_{name}" for name in names]

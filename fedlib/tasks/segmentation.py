@@ -1,6 +1,7 @@
 """Cardiac volumes, left ventricle (LV) and myocardium (Myo): 3D U-Net, Dice similarity coefficient, HD95 and ASSD."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,10 +40,18 @@ PAPER = {
 SCRIPTS = {("federated", 2, "unbalanced"): {"dice_Myo": 0.844, "dice_LV": 0.905}}
 
 
-def build_model(config: RunConfig, n_classes: int) -> torch.nn.Module:
+NETWORK = UNet
+
+
+def network_arguments(config: RunConfig, n_classes: int) -> dict[str, Any]:
     """3D U-Net with residual units (Kerfoot et al., 2019), four levels, instance normalisation."""
-    channels = tuple(config.width * 2**level for level in range(4))
-    return UNet(3, in_channels=1, out_channels=n_classes, channels=channels, strides=(2, 2, 2), num_res_units=2)
+    shape = {"spatial_dims": 3, "in_channels": 1, "out_channels": n_classes}
+    return shape | {"channels": [config.width * 2**level for level in range(4)], "strides": [2, 2, 2], "num_res_units": 2}
+
+
+def build_model(config: RunConfig, n_classes: int) -> torch.nn.Module:
+    """Return MONAI's network."""
+    return NETWORK(**network_arguments(config, n_classes))
 
 
 def loss_function() -> torch.nn.Module:
@@ -77,7 +86,7 @@ def score_cases(data: PreparedDataset, rows: list[int], logits: torch.Tensor, fi
     """
     labels = torch.from_numpy(data.labels[rows]).long().unsqueeze(1)  # (B, 1, X, Y, Z)
     predicted, n = logits.argmax(1, keepdim=True).cpu(), len(data.classes)
-    table = data.cases.iloc[rows][["case", "patient"]].reset_index(drop=True)
+    table = data.cases.iloc[rows].filter(["case", "patient", "source"]).reset_index(drop=True)
     scores = {"dice": _dice(predicted, labels, n)}
     if final:
         one_hots = one_hot(predicted, n), one_hot(labels, n)

@@ -22,14 +22,13 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
-from fedlib.config import ROOT, RunConfig, StudyConfig, UserError, validated
-from fedlib.data.dataset import PreparedDataset, read_cases
+from fedlib.config import ROOT, RunConfig, UserError, validated
+from fedlib.data.dataset import read_cases
 from fedlib.data.files import file_sha256, write_atomically
+from fedlib.data.partition import group_names
 
 State = dict[str, torch.Tensor]
 Rows = list[dict[str, Any]]
-KEPT = ("title", "synthetic", "choices", "counts")
-"""What study.json keeps of a prepared set's manifest, so that the page can be made again without the images."""
 PACKAGES = ("torch", "monai", "flwr", "torchmetrics", "numpy", "pandas")
 
 
@@ -38,6 +37,8 @@ class Run:
     """One run: its folder, read by everybody and written by the process that trains it."""
 
     folder: Path
+    source: str = ""
+    """Read the test cases of this source only, where the set was merged of several."""
 
     @cached_property
     def config(self) -> RunConfig:
@@ -97,7 +98,14 @@ class Run:
     @cached_property
     def cases(self) -> pd.DataFrame:
         """A row per test case (for local runs: per client and test case)."""
-        return read_cases(self.verified_path("cases.csv"))
+        cases = read_cases(self.verified_path("cases.csv"))
+        return cases[group_names(cases["source"]) == self.source] if self.source else cases
+
+    @property
+    def classes(self) -> list[str]:
+        """Names behind the label values that the model gives: the classes, or background and the structures."""
+        names = [column.partition("_")[2] for column in self.cases if column.startswith(("p_", "dice_"))]
+        return names if self.config.task == "classification" else ["background", *names]
 
     @cached_property
     def train_cases(self) -> pd.DataFrame:
@@ -228,16 +236,6 @@ class RunStore:
     def write_results(self) -> None:
         """Write results.csv anew from the runs that are done."""
         write_atomically(self.out_dir / "results.csv", self.results().to_csv(index=False))
-
-
-def remember_study(study: StudyConfig, data: PreparedDataset) -> None:
-    """Keep in study.json what the report needs to know: the configuration of each task, decided, and its data."""
-    path = study.out_dir / "study.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    described = {name: data.manifest[name] for name in KEPT if name in data.manifest} | {"fingerprint": data.fingerprint}
-    described |= {split: len(data.split(split)) for split in ("train", "val", "test")}
-    known[study.task] = {"study": json.loads(study.decided().model_dump_json(by_alias=True)), "data": described}
-    write_atomically(path, json.dumps(known, indent=2))
 
 
 def state_sha256(state: State) -> str:

@@ -8,12 +8,14 @@ import matplotlib.pyplot as plt
 import pytest
 from papermill.translators import PythonTranslator
 
+from fedlib.config import ROOT
 from fedlib.course.exercises import Feedback
 from tests.notebooks.test_notebooks import BOOKS, NAMES, code_cells, tagged
 
 SOLUTION = re.compile(r"<details><summary>Solution</summary>(.*?)</details>", re.DOTALL)
 HINT = "<details><summary>Hint</summary>"
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+UNANSWERED = re.compile(r"^(\w+) = None\b", re.MULTILINE)
 CHECK = re.compile(r"^exercises\.check_\w+\((\w+)", re.MULTILINE)
 
 
@@ -61,9 +63,55 @@ def test_what_takes_long_says_so_before(name):
     """The text above a cell that trains says about how long it takes."""
     cells = BOOKS[name].cells
     long = [n for n, cell in enumerate(cells) if cell.cell_type == "code" and LONG.search(cell.source)]
-    silent = [cells[n].source for n in long if not re.search(r"\b(seconds|minutes?)\b", cells[n - 1].source)]
-    assert silent == []
+    above = {n: next(cell.source for cell in cells[n - 1 :: -1] if cell.cell_type == "markdown") for n in long}
+    assert [cells[n].source for n in long if not re.search(r"\b(seconds?|minutes?)\b", above[n])] == []
     assert re.search(r"half a minute|minutes?", cells[0].source)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hints_and_solutions_are_tagged_cells_of_their_own(name):
+    for cell in BOOKS[name].cells:
+        folded = re.findall(r"<details><summary>(\w+)", cell.source)
+        kinds = [{"Hint": "hint", "Solution": "solution", "Answer": "solution"}[kind] for kind in folded]
+        assert kinds == [tag for tag in cell.metadata.get("tags", []) if tag in ("hint", "solution")]
+        if kinds:
+            assert cell.source.startswith("<details>")
+            assert cell.source.endswith("</details>")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exercises_and_predictions_are_tagged_and_carry_what_nbgrader_needs(name):
+    graded = []
+    for cell in code_cells(name):
+        tags = [tag for tag in cell.metadata.get("tags", []) if tag.startswith(("exercise-", "prediction-"))]
+        assert (
+            len(tags) == bool(CHECK.search(cell.source) or UNANSWERED.search(cell.source))
+            or "parameters" in cell.metadata.tags
+        )
+        if tags and UNANSWERED.search(cell.source):
+            about = {"schema_version": 3, "grade": True, "solution": True, "locked": False, "task": False, "points": 1}
+            assert cell.metadata["nbgrader"] == about | {"grade_id": tags[0]}
+            graded += tags
+    assert len(graded) == len(set(graded)) >= len(exercises_of(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_prediction_is_shown_beside_a_result(name):
+    for n, cell in enumerate(BOOKS[name].cells):
+        if any(tag.startswith("prediction-") for tag in cell.metadata.get("tags", [])):
+            [variable] = UNANSWERED.findall(cell.source)
+            assert any(f"lessons.beside({variable}, " in after.source for after in BOOKS[name].cells[n:]), variable
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_minutes_of_reading_are_told_by_one_rule(name):
+    tags = [tag for cell in BOOKS[name].cells for tag in cell.metadata.get("tags", [])]
+    exercises, predictions = len(exercises_of(name)), sum(tag.startswith("prediction-") for tag in tags)
+    others = len(code_cells(name)) - exercises - predictions - 1
+    minutes = len(text(name).split()) / 150 + 5 * exercises + 2 * predictions + others
+    [told] = re.findall(r"bout (\d+) minutes to read", BOOKS[name].cells[0].source.replace("\n", " "))
+    assert minutes <= int(told) <= minutes + 6, minutes
+    assert re.search(rf"^\| {name[:2]} .*\| {told} min \|", (ROOT / "docs" / "teaching.md").read_text(), re.MULTILINE)
 
 
 def evaluated(source, namespace):

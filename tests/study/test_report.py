@@ -13,7 +13,8 @@ from bs4 import BeautifulSoup
 from fedlib import analysis, tasks
 from fedlib.config import StudyConfig, UserError
 from fedlib.study import report
-from fedlib.training.run_store import RunStore, remember_study
+from fedlib.study.record import remember_study
+from fedlib.training.run_store import RunStore
 from tests.helpers import python, snapshot
 from tests.made_up import CLASSES, FINGERPRINT, made_up, made_up_run
 

@@ -13,7 +13,7 @@ from fedlib import tasks
 from fedlib.data import partition
 from fedlib.data.dataset import PreparedDataset
 from fedlib.training.run_store import Run
-from fedlib.views.plots.figure import PAGE, SOFT, AccessibleFigure, accessible_figure, grid, styled
+from fedlib.views.plots.figure import PAGE, SERIES, SOFT, AccessibleFigure, accessible_figure, grid, styled
 
 STRUCTURE_COLOURS = {"orange": "#ffb000", "blue": "#1fa8ff"}
 """Distinct on grey images and with each kind of colour blindness."""
@@ -198,3 +198,22 @@ def _structure_legend(figure: plt.Figure, data: PreparedDataset) -> None:
 def _case_table(data: PreparedDataset, rows: np.ndarray) -> pd.DataFrame:
     """Return which cases a figure shows."""
     return data.cases.iloc[rows][["case", "patient", "split", "label"]]
+
+
+@styled
+def prediction(data: PreparedDataset, said: Mapping[str, float], title: str) -> AccessibleFigure:
+    """Show one predicted case: an image beside its probabilities, or two planes of a volume with the outlines found."""
+    figure, axes = grid(1, 2, 2.8)
+    words = {name.removeprefix("p_").removesuffix("_ml").replace("_", " "): value for name, value in said.items()}
+    if data.task == "segmentation":
+        for axis, along in zip(axes[0], AXES.values(), strict=True):
+            draw_slice(axis, data, 0, [data.labels[0]], along)
+        axes[0, 0].set_xlabel(", ".join(f"{name} {value:.1f} ml" for name, value in words.items()))
+        _structure_legend(figure, data)
+    else:
+        axes[0, 0].imshow(data.images[0, 0], cmap="gray", vmin=0, vmax=255)
+        axes[0, 1].barh(list(words), list(words.values()), color=SERIES[0])
+        axes[0, 1].set(xlim=(0, 1), xticks=[0, 1], yticks=range(len(words)), yticklabels=words, xlabel="probability")
+        axes[0, 1].invert_yaxis()
+    figure.suptitle(title, fontsize=9)
+    return accessible_figure(figure, f"{title}: {', '.join(f'{name} {value:.3g}' for name, value in words.items())}.")
