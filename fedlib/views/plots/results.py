@@ -69,7 +69,8 @@ def _by_clients(table: pd.DataFrame, columns: list[str], label: str) -> tuple[pl
             )
         axis.set_xscale("log", base=2)
         axis.minorticks_off()
-        axis.set(xticks=counts, xticklabels=counts, xlim=(counts[0] / 1.6, counts[-1] * 1.6))
+        if counts:  # else the centralized run alone is done
+            axis.set(xticks=counts, xticklabels=counts, xlim=(counts[0] / 1.6, counts[-1] * 1.6))
         axis.set_ylabel(label.format(tasks.NAMES[metric]))
         axis.grid(axis="y")
     axes[-1].set_xlabel("number of clients")
