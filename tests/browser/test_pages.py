@@ -104,11 +104,11 @@ def test_a_page_fits_a_phone_and_paper(smoke, opened, name):
     page.set_viewport_size({"width": 720, "height": 1000})  # A4 within its margins
     page.emulate_media(media="print")
     assert page.evaluate("document.documentElement.scrollWidth") <= 720
-    folded = page.locator("details:not([open], .solution) table")
+    folded = page.locator("details:not([open], .solution, .answer) table")
     assert all(folded.nth(n).bounding_box()["height"] > 10 for n in range(folded.count())), "paper cannot unfold"
-    titles = page.locator("details:not(.solution, .frame[hidden] *) > summary").all()
+    titles = page.locator("details:not(.solution, .answer, .frame[hidden] *) > summary").all()
     assert all(title.is_visible() for title in titles), "what is unfolded keeps its name"
-    assert page.locator(".solution:visible").count() == 0, "paper is handed out"
+    assert page.locator(".solution:visible, .answer:visible").count() == 0, "paper is handed out"
     clipped = page.eval_on_selector_all(".table", "all => all.filter(one => one.scrollWidth > one.clientWidth + 1).length")
     assert clipped == 0
     assert page.locator("input[type=range]:visible, nav:visible").count() == 0
