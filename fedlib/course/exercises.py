@@ -360,16 +360,14 @@ def check_clients_needed(noise_multiplier: float, clipping_norm: float, wanted: 
 
 
 @check_value
-def check_recovered(sent: Mapping[str, np.ndarray], returned: Mapping[str, np.ndarray]) -> Solution:
+def check_recovered(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> Solution:
     """Check the image that a fully connected layer's step gives away: `weight` (H, P) and `bias` (H,), before and after."""
-    weight, bias = returned["weight"] - sent["weight"], returned["bias"] - sent["bias"]
+    weight, bias = after["weight"] - before["weight"], after["bias"] - before["bias"]
     strongest = np.abs(bias).argmax()
     right = weight[strongest] / bias[strongest]
     mistakes = {
         "divide by the change of the same neuron's bias: that removes error and learning rate.": weight[strongest],
-        "use what the step changed, returned minus sent, not the weights.": (returned["weight"].T / returned["bias"]).T[
-            strongest
-        ],
+        "take what the step changed, not the weights after it.": after["weight"][strongest] / after["bias"][strongest],
         "one of the two differences has the wrong sign.": -right,
     }
     praise = "pixel by pixel, from one message, without the learning rate and without the label."

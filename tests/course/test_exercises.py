@@ -136,7 +136,7 @@ NOT_YET = [
     (exercises.check_clients_needed, 200**2, (2.0, 1.0, 0.01), "square root"),
     (exercises.check_clients_needed, 100, (2.0, 1.0, 0.01), "multiplier is missing"),
     (exercises.check_recovered, [0.02, 0.06], (LAYER, STEPPED), "divide"),
-    (exercises.check_recovered, STEPPED["weight"][0] / STEPPED["bias"][0], (LAYER, STEPPED), "returned minus sent"),
+    (exercises.check_recovered, STEPPED["weight"][0] / STEPPED["bias"][0], (LAYER, STEPPED), "what the step changed"),
     (exercises.check_recovered, [-0.1, -0.3], (LAYER, STEPPED), "sign"),
     (exercises.check_recovered, [0.5, 0.5], (LAYER, STEPPED), "off by"),
     (exercises.check_recovered, [[0.1, 0.3]], (LAYER, STEPPED), "shape"),
