@@ -357,3 +357,18 @@ def check_clients_needed(noise_multiplier: float, clipping_norm: float, wanted: 
         "the noise multiplier is missing.": clipping_norm / wanted,
     }
     return Solution(right, "z C / K: it takes many clients to drown the noise.", mistakes, rtol=0.02)
+
+
+@check_value
+def check_recovered(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> Solution:
+    """Check the image that a fully connected layer's step gives away: `weight` (H, P) and `bias` (H,), before and after."""
+    weight, bias = after["weight"] - before["weight"], after["bias"] - before["bias"]
+    strongest = np.abs(bias).argmax()
+    right = weight[strongest] / bias[strongest]
+    mistakes = {
+        "divide by the change of the same neuron's bias: that removes error and learning rate.": weight[strongest],
+        "take what the step changed, not the weights after it.": after["weight"][strongest] / after["bias"][strongest],
+        "one of the two differences has the wrong sign.": -right,
+    }
+    praise = "pixel by pixel, from one message, without the learning rate and without the label."
+    return Solution(right, praise, mistakes, atol=0.01)

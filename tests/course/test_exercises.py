@@ -27,6 +27,8 @@ WEIGHTS, START = np.array([1.0, 2.0]), np.array([0.0, 4.0])
 UPDATES = np.array([[1.0, 2.0], [3.0, -1.0], [0.5, 0.5]])
 MASKED = UPDATES + [[7.0, 1.0], [-4.0, 5.0], [-3.0, -6.0]]
 MEASURED = {"even": 0.7, "uneven": -0.1, "same": 0.705}
+LAYER = {"weight": np.array([[0.1, 0.2], [0.3, -0.1]]), "bias": np.array([0.05, 0.1])}
+STEPPED = {"weight": LAYER["weight"] + [[0.02, 0.06], [0.01, 0.03]], "bias": LAYER["bias"] + [0.2, 0.1]}  # image: 0.1, 0.3
 TRAVELS = {"weights", "number of cases", "training loss"}
 COLLEAGUE = SimpleNamespace(cases=exercises.split_by_image())
 
@@ -46,6 +48,8 @@ RIGHT = [
     (exercises.check_pull, 0.1 * (WEIGHTS - START), (WEIGHTS, START, 0.1)),
     (exercises.check_leftover, [3.0, 6.0], (MASKED, UPDATES)),
     (exercises.check_clients_needed, 200, (2.0, 1.0, 0.01)),
+    (exercises.check_recovered, [0.1, 0.3], (LAYER, STEPPED)),
+    (exercises.check_recovered, torch.tensor([0.105, 0.295]), (LAYER, STEPPED)),
     (exercises.check_order, ["even", "same", "uneven"], (MEASURED,)),
     (exercises.check_order, ["same", "even", "uneven"], (MEASURED,)),
     (exercises.check_order, ["a", "b"], ({"a": 0.25, "b": 0.25},)),
@@ -131,6 +135,11 @@ NOT_YET = [
     (exercises.check_leftover, MASKED[:2].sum(axis=0), (MASKED, UPDATES), "server's sum"),
     (exercises.check_clients_needed, 200**2, (2.0, 1.0, 0.01), "square root"),
     (exercises.check_clients_needed, 100, (2.0, 1.0, 0.01), "multiplier is missing"),
+    (exercises.check_recovered, [0.02, 0.06], (LAYER, STEPPED), "divide"),
+    (exercises.check_recovered, STEPPED["weight"][0] / STEPPED["bias"][0], (LAYER, STEPPED), "what the step changed"),
+    (exercises.check_recovered, [-0.1, -0.3], (LAYER, STEPPED), "sign"),
+    (exercises.check_recovered, [0.5, 0.5], (LAYER, STEPPED), "off by"),
+    (exercises.check_recovered, [[0.1, 0.3]], (LAYER, STEPPED), "shape"),
     (exercises.check_order, ["uneven", "even", "same"], (MEASURED,), "even is above uneven"),
     (exercises.check_order, ["even", "uneven"], (MEASURED,), "each once"),
     (exercises.check_order, 3, (MEASURED,), "list of names"),
