@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from data_prep import pipeline
 from fedlib.config import UserError
 from fedlib.data.dataset import open_prepared
 from tests.data_prep.sets import MANIFEST, cases_of, load, pixels, prepared, raw
@@ -216,3 +217,8 @@ def test_columns_of_the_source_are_kept_and_stated_splits_honoured(source, out):
     assert data.cases["split"].tolist() == splits
     assert data.cases["hospital"].tolist() == ["h0", "h1"] * 6
     assert (data.cases["width"] == 7).all(), "what the source says comes before what the file says"
+
+
+def test_a_log_gets_a_line_now_and_then_no_bar(capsys):
+    assert list(pipeline.progress(range(10_000), "preparing", "case")) == list(range(10_000))
+    assert len(capsys.readouterr().out.splitlines()) <= 1, "ten seconds have not passed"

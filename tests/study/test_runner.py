@@ -49,7 +49,7 @@ def test_the_same_command_again_does_nothing(smoke, studies, monkeypatch):
     assert run_study(studies) == []
     after = snapshot(smoke)
     changed = {name for name in after if after[name] != before.get(name)}
-    assert changed <= {"index.html", "study.json", "results.csv"}
+    assert changed <= {"index.html", "study.json", "results.csv", "ro-crate-metadata.json"}
 
 
 def test_a_comparison_waits_for_the_notebooks_of_its_task_alone(tmp_path, monkeypatch):
@@ -147,7 +147,7 @@ def test_parameters_in_an_executed_notebook_are_flat_literals(smoke):
 
 def test_what_is_left_behind_is_only_what_is_stated(smoke):
     shown = {path.name for path in smoke.iterdir() if not path.name.startswith(".")}
-    assert shown == {*TASKS, "data", "lesson", "runs", "index.html", "results.csv", "study.json"}
+    assert shown == {*TASKS, "data", "lesson", "runs", "index.html", "results.csv", "study.json", "ro-crate-metadata.json"}
     assert [path for task in TASKS for path in (smoke / task).iterdir() if path.suffix not in (".ipynb", ".html")] == []
     assert [path for path in (smoke / "data").iterdir() if "partial" in path.name] == []
 

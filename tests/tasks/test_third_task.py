@@ -14,7 +14,8 @@ from fedlib import analysis, cli
 from fedlib.config import StudyConfig
 from fedlib.data.dataset import open_prepared
 from fedlib.study import experiment, report
-from fedlib.training.run_store import RunStore, remember_study
+from fedlib.study.record import remember_study
+from fedlib.training.run_store import RunStore
 
 study = StudyConfig.make(task="screening", profile="smoke", data_dir=sys.argv[1], out_dir=sys.argv[2])
 data = open_prepared(study.prepared_dir, study.task)
