@@ -14,13 +14,13 @@ counts as independent evidence. Margins and significance are set in the configur
 from fedlib.analysis.arms import arm_name, check_comparable, check_integrity, missing_clients
 from fedlib.analysis.comparison import client_trend, compare, federated_vs_local, partition_effect, training_table
 from fedlib.analysis.inference import verdict
-from fedlib.analysis.paper import answer, paper_table, protocol, settings
+from fedlib.analysis.paper import answer, in_short, paper_table, protocol, settings
 from fedlib.analysis.scores import calibration, client_scores, confusion, part_scores, seed_spread
 from fedlib.analysis.sources import by_source
 from fedlib.analysis.tables import readable
 
 __all__ = [
     "answer", "arm_name", "by_source", "calibration", "check_comparable", "check_integrity", "client_scores", "client_trend",
-    "compare", "confusion", "federated_vs_local", "missing_clients", "paper_table", "part_scores", "partition_effect",
-    "protocol", "readable", "seed_spread", "settings", "training_table", "verdict",
+    "compare", "confusion", "federated_vs_local", "in_short", "missing_clients", "paper_table", "part_scores",
+    "partition_effect", "protocol", "readable", "seed_spread", "settings", "training_table", "verdict",
 ]  # fmt: skip

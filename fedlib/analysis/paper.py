@@ -83,6 +83,34 @@ def _listed(values: list) -> str:
     return ", ".join(str(value).replace("_", " ") for value in values)
 
 
+def in_short(trend: pd.DataFrame, effect: pd.DataFrame, gain: pd.DataFrame) -> list[str]:
+    """Answer the study's question in one sentence (Markdown) over all primary endpoints; in none where nothing was compared.
+
+    The tables are those of `client_trend`, `partition_effect` and `federated_vs_local`. Each change is a range over the arms
+    and endpoints, with the number of intervals on each side of 0.
+    """
+    changes = {"every doubling of the number of clients": trend.rename(columns={"slope": "difference"})}
+    for partition, rows in effect.groupby("partition", sort=False):
+        changes[f"{_listed([partition])} instead of balanced clients"] = rows
+    changes["federated instead of local training"] = gain
+    changes = {what: rows for what, rows in changes.items() if rows["difference"].notna().any()}
+    if not changes:
+        return []
+    names = " and ".join(f"*{tasks.NAMES[metric]}*" for metric in pd.concat(changes)["metric"].unique())
+    said = [f"by {_range(rows['difference'])} with {what} ({_directions(rows)})" for what, rows in changes.items()]
+    return [f"**In short:** {names} change {'; '.join(said)}."]
+
+
+def _range(values: pd.Series) -> str:
+    return " to ".join(dict.fromkeys(f"{value:+.3f}" for value in (values.min(), values.max())))
+
+
+def _directions(rows: pd.DataFrame) -> str:
+    """Return where the intervals of these differences lie: `lower in 3, no difference shown in 1 of 4`."""
+    kinds = rows.dropna(subset="difference")["direction"].value_counts()
+    return f"{', '.join(f'{kind} in {count}' for kind, count in kinds.items())} of {kinds.sum()}"
+
+
 def answer(table: pd.DataFrame, trend: pd.DataFrame = UNASKED, effect: pd.DataFrame = UNASKED) -> list[str]:
     """Answer the study's question in sentences (Markdown), a text per metric, verdict first.
 
@@ -111,8 +139,7 @@ def _answer(metric: str, arms: pd.DataFrame, trend: pd.DataFrame, effect: pd.Dat
     if slopes:
         said.append(f"Change with every doubling of the number of clients: {_listed(slopes)}.")
     for partition, rows in effect.dropna(subset="difference").groupby("partition", sort=False):
-        kinds = ", ".join(f"{kind} in {count}" for kind, count in rows["direction"].value_counts().items())
-        said.append(f"{_listed([partition]).capitalize()} against balanced: {kinds} of {len(rows)}.")
+        said.append(f"{_listed([partition]).capitalize()} against balanced: {_directions(rows)}.")
     lacking = pd.concat([arms["how"], federated["difference_how"]]).dropna().unique()
     said += [f"No interval: {how.removeprefix('none: ')}." for how in lacking if how.startswith("none")]
     return " ".join([*said, *(["Inconclusive does not mean equal."] * ("inconclusive" in counts))])

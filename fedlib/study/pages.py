@@ -3,6 +3,7 @@
 import io
 import re
 from base64 import b64encode
+from collections.abc import Iterable
 from pathlib import Path
 
 import latex2mathml.converter
@@ -18,6 +19,7 @@ from fedlib.data.files import write_atomically
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 STYLE = (TEMPLATES / "style.css").read_text()
 BACK = ("../index.html", "Back to the study")
+LINKS = re.compile(r'<ul class="pages">.*?</ul>')
 LOOKS = {"equivalent": "good", "superior": "good", "non-inferior": "good", "inconclusive": "", "inferior": "bad"}
 """Verdicts, and their classes in style.css."""
 NUMBERS = re.compile(r"[-+\d.,;%()\[\]–e\s]*|nan|inf|True|False")
@@ -32,17 +34,37 @@ def render_notebook(notebook: Path) -> Path:
 
 
 def render(notebook: NotebookNode, *links: tuple[str, str]) -> str:
-    """Return a notebook as HTML. `links` (href, text) come first in the page's navigation, its sections follow."""
+    """Return a notebook as HTML. `links` (href, text) lead to other pages; the contents list its sections."""
     notebook.metadata.pop("widgets", None)  # saved by JupyterLab: without a kernel the output's HTML is shown instead
     exporter = HTMLExporter(template_name="offline", extra_template_basedirs=[str(TEMPLATES)])
     exporter.register_preprocessor("nbconvert.preprocessors.CoalesceStreamsPreprocessor", enabled=True)
     for each in (markdown, table, download, tidy):
         exporter.register_filter(each.__name__, each)
     title = re.search(r"^# (.+)$", "\n".join(cell.source for cell in notebook.cells), re.MULTILINE)
-    resources = {"metadata": {"name": title[1] if title else "Notebook"}, "style": STYLE}
+    resources = {"metadata": {"name": title[1] if title else "Notebook"}, "style": STYLE, "links": _listed(links)}
     html, _ = exporter.from_notebook_node(notebook, resources=resources)
-    links += tuple((f"#{key}", text) for key, text in re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', html))
-    return html.replace("<!-- links -->", "".join(f'<li><a href="{href}">{text}</a></li>' for href, text in links), 1)
+    sections = re.findall(r'<h([23]) id="([^"]+)">(.*?)</h\1>', html)
+    contents = "".join(f'<li class="h{level}"><a href="#{key}">{text}</a></li>' for level, key, text in sections)
+    return html.replace("<!-- contents -->", contents, 1)
+
+
+def link_pages(folder: Path) -> None:
+    """Give each page of a task's notebooks the way to the page before it and to the one after it, where there are such."""
+    pages = sorted(folder.glob("[0-9]*.html"))
+    for before, page, after in zip([None, *pages], pages, [*pages[1:], None], strict=False):
+        links = [(before.name, f"← {heading(before)}")] if before else []
+        links += [BACK, *([(after.name, f"{heading(after)} →")] if after else [])]
+        parts = LINKS.split(page.read_text())
+        write_atomically(page, f'<ul class="pages">{_listed(links)}</ul>'.join(parts))
+
+
+def heading(notebook: Path) -> str:
+    """Return how a link names a notebook: `04 compare results`."""
+    return notebook.stem.replace("_", " ")
+
+
+def _listed(links: Iterable[tuple[str, str]]) -> str:
+    return "".join(f'<li><a href="{href}">{text}</a></li>' for href, text in links)
 
 
 class MathMLRenderer(IPythonRenderer):

@@ -16,7 +16,7 @@ from fedlib.analysis.scores import classes_of
 from fedlib.config import StudyConfig, UserError
 from fedlib.data.files import write_atomically
 from fedlib.study.archive import write_crate
-from fedlib.study.pages import render, render_notebook
+from fedlib.study.pages import TEMPLATES, heading, link_pages, render, render_notebook
 from fedlib.study.record import recall_studies
 from fedlib.training.run_store import Run, RunStore
 from fedlib.views import plots
@@ -33,6 +33,8 @@ and a loss of the margin is ruled out; *inferior*: a loss of more than the margi
 cannot tell, which is not the same as equal. Verdicts are not corrected for their number. The question is that of
 Rakotoarisedy et al., SPIE Medical Imaging 2025 ([doi 10.1117/12.3043130](https://doi.org/10.1117/12.3043130)), with other
 data and at another size. One row per run: [results.csv](results.csv). Research and teaching only; no medical use."""
+MARGIN = """A margin is to be chosen before the runs, by what loss would matter to a patient. This one was {margin:g}{note}.
+Move it to see how much the verdicts of this table rest on it; a margin that is chosen after the results proves nothing."""
 FURTHER = {
     analysis.training_table: "Budget and training of each arm",
     analysis.federated_vs_local: "What federation is worth: federated minus local-only",
@@ -61,7 +63,9 @@ def write_index(out_dir: Path) -> Path:
         runs, missing = analysis.check_integrity(store, planned)
         try:
             table, further = analysis.compare(runs, study), {question: question(runs, study) for question in FURTHER}
-            answers = analysis.answer(table, further[analysis.client_trend], further[analysis.partition_effect])
+            changes = [further[each] for each in (analysis.client_trend, analysis.partition_effect)]
+            answers = analysis.in_short(*changes, further[analysis.federated_vs_local])
+            answers += analysis.answer(table, *changes)
         except UserError as refusal:
             table, further, answers = None, {}, [_note(f"<strong>Not compared.</strong> {refusal}")]
         if missing:
@@ -69,9 +73,12 @@ def write_index(out_dir: Path) -> Path:
         summary.append(_text(f"### {tasks.get(study.task).TITLE}", *answers, *caveats(runs, study, data)))
         details += _comparison(runs, study, data, table, further)
         details += _provenance(runs, study, missing, store, planned)
+        link_pages(out_dir / study.task)
     intact, _ = analysis.check_integrity(store, [run.folder.name for run in store.all() if run.done])
     write_atomically(out_dir / "results.csv", store.results(intact).to_csv(index=False))
-    write_atomically(out_dir / "index.html", render(new_notebook(cells=summary + details)))
+    script = f"<script>{(TEMPLATES / 'margin.js').read_text()}</script>"
+    cells = [*summary, *details, _output({"text/html": script}, {})]
+    write_atomically(out_dir / "index.html", render(new_notebook(cells=cells)))
     write_crate(out_dir, intact)
     return out_dir / "index.html"
 
@@ -101,7 +108,10 @@ def _comparison(runs: list[Run], study: StudyConfig, data: dict, table: pd.DataF
     """Yield the cells of a task's tables and figures; the tables are there when the runs can be compared."""
     cases = f"{data['train']} cases for training, {data['val']} for validation, {data['test']} for the test"
     title = f"{data['title']}{' (synthetic)' * data['synthetic']}"
-    yield _text(f"## {tasks.get(study.task).TITLE}", f"**Data:** {title}; {cases}.")
+    pages = sorted((study.out_dir / study.task).glob("[0-9]*.html"))
+    notebooks = ", ".join(f"[{heading(page)}]({study.task}/{page.name})" for page in pages)
+    about = f"**Data:** {title}; {cases}.", f"**Notebooks:** {notebooks}." * bool(notebooks)
+    yield _text(f"## {tasks.get(study.task).TITLE}, in numbers", *about)
     if table is not None:
         yield _text(
             f"Difference: from the centralized run, paired by patient. In brackets: {study.level} intervals over the test "
@@ -110,7 +120,9 @@ def _comparison(runs: list[Run], study: StudyConfig, data: dict, table: pd.DataF
         for metric, arms in table.groupby("metric", sort=False):
             name = tasks.NAMES[metric]
             yield _text(f"### Test {name}")
-            yield _table(name, analysis.readable(arms).drop(columns="metric"), arms)
+            shown = _table(name, analysis.readable(arms).drop(columns="metric"), arms)
+            shown.outputs[0].data["text/html"] = _margin(name, arms) + shown.outputs[0].data["text/html"]
+            yield shown
             yield _figure(plots.comparison(arms, study.level), f"Test {name} by number of clients, with intervals.")
     by_mode = {mode: [run for run in runs if run.config.mode == mode] for mode in ("centralized", "local", "federated")}
     for metric, name in ((metric, tasks.NAMES[metric]) for metric in tasks.get(study.task).PRIMARY):
@@ -132,7 +144,7 @@ def _comparison(runs: list[Run], study: StudyConfig, data: dict, table: pd.DataF
 
 
 def _provenance(runs: list[Run], study: StudyConfig, missing: dict, store: RunStore, planned: list) -> Iterator:
-    """Yield the cells on a task's runs: what is missing, where they come from, and the notebooks."""
+    """Yield the cells on a task's runs: what is missing, and where they come from."""
     others = {run.folder.name for run in store.all() if run.folder.name.startswith(study.task)} - set(planned)
     done = f"{len(runs)} of {len(planned)} planned runs are done, profile {study.profile}."
     strange = f"{len(others)} other runs in this folder have no part in this study."
@@ -140,8 +152,6 @@ def _provenance(runs: list[Run], study: StudyConfig, missing: dict, store: RunSt
     why = pd.DataFrame(missing.items(), columns=["run_id", "why"])
     yield _table("Missing runs, which have no part in the figures above", why)
     yield _table("Every run with its origin and the hash of its weights", runs_table(runs), None, True)
-    notebooks = sorted(page.stem for page in (store.out_dir / study.task).glob("[0-9]*.html"))
-    yield _text(*(f"- [{name.replace('_', ' ')}]({study.task}/{name}.html)" for name in notebooks))
 
 
 def runs_table(runs: list[Run]) -> pd.DataFrame:
@@ -155,6 +165,20 @@ def runs_table(runs: list[Run]) -> pd.DataFrame:
         for run in runs
     ]  # fmt: skip
     return pd.DataFrame(rows).dropna(axis=1, how="all")
+
+
+def _margin(name: str, arms: pd.DataFrame) -> str:
+    """Return a slider that recomputes the verdicts of the table below it, in the page; nothing where there is no verdict."""
+    judged = arms.dropna(subset="verdict")
+    if judged.empty:
+        return ""
+    margin, note = judged[["margin", "margin_note"]].iloc[0]
+    intervals = judged[["difference_low", "difference_high"]].to_json(orient="values", double_precision=15)
+    reach = f'min="{margin / 20}" max="{margin * 4}" step="{margin / 20}" value="{margin}" autocomplete="off"'
+    slider = f'<label>Margin, {name} <input type="range" {reach} data-intervals="{intervals}"></label>'
+    why = MARGIN.format(margin=margin, note=f" ({note})" if note else "")
+    back = f'<button type="button">Back to {margin:g}</button>'
+    return f'<div class="note margin" hidden>{slider}{back}<output></output><p class="small">{why}</p></div>'
 
 
 def _note(html: str) -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from fedlib import tasks
+from fedlib import analysis, tasks
 from fedlib.study import report
+from fedlib.study.pages import LOOKS
 from fedlib.training.run_store import RunStore
 from tests.made_up import made_up
 
@@ -104,9 +105,9 @@ def test_a_page_fits_a_phone_and_paper(smoke, opened, name):
     page.set_viewport_size({"width": 720, "height": 1000})  # A4 within its margins
     page.emulate_media(media="print")
     assert page.evaluate("document.documentElement.scrollWidth") <= 720
-    folded = page.locator("details:not([open], .solution, .answer) table")
+    folded = page.locator("main details:not([open], .solution, .answer) table")
     assert all(folded.nth(n).bounding_box()["height"] > 10 for n in range(folded.count())), "paper cannot unfold"
-    titles = page.locator("details:not(.solution, .answer, .frame[hidden] *) > summary").all()
+    titles = page.locator("main details:not(.solution, .answer, .frame[hidden] *) > summary").all()
     assert all(title.is_visible() for title in titles), "what is unfolded keeps its name"
     assert page.locator(".solution:visible, .answer:visible").count() == 0, "paper is handed out"
     clipped = page.eval_on_selector_all(".table", "all => all.filter(one => one.scrollWidth > one.clientWidth + 1).length")
@@ -181,8 +182,56 @@ def test_every_link_of_the_index_and_back_resolves(smoke, opened):
     assert [href for href in inside if not (smoke / href).is_file()] == []
     assert [href for href in hrefs if href.startswith("#") and not page.locator(f"[id='{href[1:]}']").count()] == []
     page.click(f"a[href='{PAGES[1]}']")
-    page.click("text=Back to the study")
+    for arrow, expected in (("→", PAGES[2]), ("→", PAGES[3]), ("→", PAGES[4]), ("←", PAGES[3])):
+        page.click(f"header a:has-text('{arrow}')")
+        assert page.url == (smoke / expected).as_uri()
+    page.click("footer a:text('Back to the study')")
     assert page.url == (smoke / "index.html").as_uri()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_contents_are_beside_a_wide_page_and_folded_on_a_phone(smoke, opened, name):
+    page = opened(smoke / name).page
+    headings, listed = page.locator("main h2, main h3"), page.locator(".contents a")
+    assert listed.all_inner_texts() == [heading.replace("\u00b6", "") for heading in headings.all_inner_texts()]
+    ids = page.eval_on_selector_all("[id]", "all => all.map(one => one.id)")
+    assert len(ids) == len(set(ids)), "each link leads to its own heading"
+    page.mouse.wheel(0, 3000)
+    page.wait_for_function("scrollY > 1000")
+    assert page.locator(".contents").bounding_box()["y"] < 100, "it stays in sight"
+    phone = opened(smoke / name, PHONE).page
+    assert phone.locator(".contents a:visible").count() == 0
+    phone.locator(".contents summary").press("Enter")
+    assert phone.locator(".contents a:visible").count() == headings.count()
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_a_margin_moved_by_key_gives_the_verdicts_of_the_same_rule(tmp_path, opened, task):
+    study = made_up(tmp_path, profile="smoke", task=task, client_counts="2,4,8,16")
+    page, runs = opened(report.write_index(tmp_path)).page, RunStore(tmp_path).all()
+    for metric, rows in analysis.compare(runs, study).dropna(subset="verdict").groupby("metric", sort=False):
+        slider = page.get_by_role("slider", name=f"Margin, {tasks.NAMES[metric]}")
+        cells = page.locator(f".table[aria-label='{tasks.NAMES[metric]}'] td.verdict")
+        box, planned = page.locator(".margin", has=slider), study.margin(metric)
+        assert cells.all_inner_texts() == rows["verdict"].tolist()
+        assert "chosen before the runs" in box.inner_text()
+        seen = set()
+        slider.press("Home")
+        for _ in range(11):
+            margin = float(slider.input_value())
+            expected = [analysis.verdict(row.difference_low, row.difference_high, margin) for row in rows.itertuples()]
+            assert cells.all_inner_texts() == expected
+            seen.add(tuple(expected))
+            assert slider.get_attribute("aria-valuetext") == f"{margin:.3g}"
+            slider.press("PageUp")  # a tenth of the range
+        assert len(seen) > 1 or task == "classification", "forty X-rays are too few for a verdict"
+        federated = [verdict for verdict, mode in zip(expected, rows["mode"], strict=True) if mode == "federated"]
+        assert f"{federated[-1]} in {federated.count(federated[-1])}" in box.locator("output").inner_text()
+        coloured = cells.evaluate_all("all => all.map(one => one.classList.value)")
+        assert [set(look.split()) - {"text"} for look in coloured] == [{"verdict", LOOKS[one]} - {""} for one in expected]
+        box.get_by_role("button", name=f"Back to {planned:g}").press("Enter")
+        assert float(slider.input_value()) == planned
+        assert cells.all_inner_texts() == rows["verdict"].tolist()
 
 
 def test_the_index_shows_every_arm_of_both_tasks(smoke, opened):
@@ -203,8 +252,9 @@ def test_the_verdict_comes_first(smoke, opened):
     page = opened(smoke / "index.html").page
     assert page.locator("h2").first.inner_text() == "What this study found"
     assert page.locator("p .verdict").first.bounding_box()["y"] < 800, "seen without scrolling"
-    answers = page.locator("h3:text-is('Chest X-rays: classification') + p, h3:text-is('Hearts: segmentation') + p")
-    assert [answer.locator(".verdict").count() > 0 for answer in answers.all()] == [True, True]
+    for title in (tasks.get(task).TITLE for task in tasks.TASKS):
+        assert page.locator(f"h3:text-is('{title}') + p").inner_text().startswith("In short: ")
+        assert page.locator(f"h3:text-is('{title}') + p + p .verdict").count() > 0
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -100,10 +100,31 @@ def test_code_is_no_mathematics(tmp_path):
 
 
 def test_a_page_lists_its_sections_and_the_way_back(tmp_path):
-    soup = rendered(tmp_path, v4.new_markdown_cell("# Costs\n\n## Of $x$\n\n## Then"))
-    links = {link.get_text(): link["href"] for link in soup.nav.find_all("a")}
-    assert links["Back to the study"] == "../index.html"
-    assert [soup.find(id=href[1:]).name for href in links.values() if href.startswith("#")] == ["h2", "h2"]
+    soup = rendered(tmp_path, v4.new_markdown_cell("# Costs\n\n## Of $x$\n\n### More\n\n## Then"))
+    assert [(link.get_text(), link["href"]) for link in soup.header.find_all("a")] == [
+        ("Back to the study", "../index.html")
+    ]
+    sections = soup.select(".contents a")
+    assert [soup.find(id=link["href"][1:]).name for link in sections] == ["h2", "h3", "h2"]
+    assert sections[0].math
+    assert sections[2].get_text() == "Then"
+
+
+def test_pages_lead_to_the_one_before_and_the_one_after_that_are_there(tmp_path):
+    names = ["00_start", "01_data", "04_compare"]
+    for name in names:
+        nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell(f"# {name}")]), tmp_path / f"{name}.ipynb")
+        pages.render_notebook(tmp_path / f"{name}.ipynb")
+    for _ in range(2):  # a study that is resumed links its pages again
+        pages.link_pages(tmp_path)
+    ways = {"00_start": ["", "01_data"], "01_data": ["00_start", "", "04_compare"], "04_compare": ["01_data", ""]}
+    for name, expected in ways.items():
+        soup = BeautifulSoup((tmp_path / f"{name}.html").read_text(), "html.parser")
+        for nav in (soup.header, soup.footer):
+            assert [link["href"] for link in nav.find_all("a")] == [
+                f"{to}.html" if to else "../index.html" for to in expected
+            ]
+    assert "← 01 data" in soup.header.get_text()
 
 
 def test_solutions_are_marked_for_paper_and_verdicts_by_colour(tmp_path):
@@ -112,5 +133,5 @@ def test_solutions_are_marked_for_paper_and_verdicts_by_colour(tmp_path):
     soup = rendered(
         tmp_path, v4.new_markdown_cell(folded), executed(v4.new_output("display_data", data={"text/html": frame}))
     )
-    assert soup.details["class"] == ["solution"]
+    assert soup.main.details["class"] == ["solution"]
     assert [cell["class"][-2:] for cell in soup.select("td")] == [["verdict", "good"], ["verdict", "bad"]]

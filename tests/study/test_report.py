@@ -263,6 +263,22 @@ def test_one_score_for_one_arm_in_table_figure_and_results_csv(tmp_path):
         assert drawn["value"].tolist() == pytest.approx(expected, abs=1e-5)
 
 
+def test_the_index_answers_the_question_in_one_sentence(tmp_path):
+    study = made_up(tmp_path, profile="smoke", task="segmentation", client_counts="2,4,8")
+    soup, _ = page_of(study.out_dir)
+    (sentence,) = (each.get_text() for each in soup.find_all("p") if each.get_text().startswith("In short:"))
+    runs = RunStore(study.out_dir).all()
+    trend, gain = analysis.client_trend(runs, study), analysis.federated_vs_local(runs, study)
+    asked = {"every doubling of the number of clients": trend["slope"],
+             "federated instead of local training": gain["difference"]}  # fmt: skip
+    assert "DSC, left ventricle and DSC, myocardium change by" in sentence
+    for words, values in asked.items():
+        assert f"by {values.min():+.3f} to {values.max():+.3f} with {words} (" in sentence
+    assert "by +0.000 with unbalanced instead of balanced clients (no difference shown in 6 of 6)" in sentence
+    assert f"(lower in 4 of {len(trend)})" in sentence, "made-up scores fall with the number of clients"
+    assert f"(higher in 12 of {len(gain)})" in sentence
+
+
 def test_a_clear_gain_is_green_and_a_clear_loss_is_not(tmp_path):
     study = made_up(tmp_path, profile="smoke", task="segmentation", client_counts="2,4")
     soup, _ = page_of(study.out_dir)
