@@ -3,7 +3,8 @@
 The index is a notebook too, with the tables and figures of notebook 04, made here and rendered like the others.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,11 @@ def write_report(out_dir: Path) -> Path:
     return write_index(out_dir)
 
 
-def write_index(out_dir: Path) -> Path:
-    """Write index.html, results.csv and the RO-Crate from the run store alone; return the page's path."""
+def write_index(out_dir: Path, tell: Callable[[str], None] | None = None) -> Path:
+    """Write index.html, results.csv and the RO-Crate from the run store alone; return the page's path.
+
+    `tell` is called with the answer of each task, as plain text.
+    """
     store, summary, details = RunStore(out_dir), [_text(INTRODUCTION)], [_text(READING)]
     for study, data in recall_studies(out_dir):
         planned = [config.run_id for config in study.runs(data["fingerprint"])]
@@ -70,6 +74,8 @@ def write_index(out_dir: Path) -> Path:
             table, further, answers = None, {}, [_note(f"<strong>Not compared.</strong> {refusal}")]
         if missing:
             answers.append(_note(f"<strong>Not complete:</strong> {len(missing)} of {len(planned)} runs missing."))
+        if tell:
+            tell(re.sub(r"\*|<[^>]+>", "", "\n".join([tasks.get(study.task).TITLE, *answers])))
         summary.append(_text(f"### {tasks.get(study.task).TITLE}", *answers, *caveats(runs, study, data)))
         details += _comparison(runs, study, data, table, further)
         details += _provenance(runs, study, missing, store, planned)

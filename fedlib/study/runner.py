@@ -140,8 +140,8 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1, executor: str = "loca
             _, missing = check_integrity(RunStore(study.out_dir), [config.run_id for config in planned_runs(study)])
             problems += [f"{run_id}: {why}" for run_id, why in missing.items()]
         if studies:
-            write_index(studies[0].out_dir)
-        progress.show()
+            progress.show()
+            write_index(studies[0].out_dir, tell=tqdm.write)
     return problems
 
 

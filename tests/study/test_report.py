@@ -265,8 +265,10 @@ def test_one_score_for_one_arm_in_table_figure_and_results_csv(tmp_path):
 
 def test_the_index_answers_the_question_in_one_sentence(tmp_path):
     study = made_up(tmp_path, profile="smoke", task="segmentation", client_counts="2,4,8")
-    soup, _ = page_of(study.out_dir)
+    soup, told = page_of(study.out_dir)[0], []
     (sentence,) = (each.get_text() for each in soup.find_all("p") if each.get_text().startswith("In short:"))
+    report.write_index(study.out_dir, tell=told.append)
+    assert [text.splitlines()[:2] for text in told] == [["Hearts: segmentation", sentence]], "the terminal says it, too"
     runs = RunStore(study.out_dir).all()
     trend, gain = analysis.client_trend(runs, study), analysis.federated_vs_local(runs, study)
     asked = {"every doubling of the number of clients": trend["slope"],
