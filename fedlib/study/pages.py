@@ -54,8 +54,10 @@ def link_pages(folder: Path) -> None:
     for before, page, after in zip([None, *pages], pages, [*pages[1:], None], strict=False):
         links = [(before.name, f"← {heading(before)}")] if before else []
         links += [BACK, *([(after.name, f"{heading(after)} →")] if after else [])]
-        parts = LINKS.split(page.read_text())
-        write_atomically(page, f'<ul class="pages">{_listed(links)}</ul>'.join(parts))
+        html = page.read_text()
+        linked = f'<ul class="pages">{_listed(links)}</ul>'.join(LINKS.split(html))
+        if linked != html:
+            write_atomically(page, linked)
 
 
 def heading(notebook: Path) -> str:
