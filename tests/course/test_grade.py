@@ -126,6 +126,7 @@ def test_what_fails_or_deletes_ends_in_a_row_that_says_so(tmp_path, store):
     assert set(travels["result"]) == {"not run"}, "what a cell prints is no feedback"
 
 
+@pytest.mark.slow
 def test_what_hangs_ends_in_a_row_that_says_so(tmp_path, store):
     notebook(tmp_path / "students" / "ada.ipynb", "import subprocess\nsubprocess.run(['sleep', '1000'])  # busy", "travels")
     table = graded(tmp_path / "students", store, tmp_path / "grades.csv", "--time-limit", 15)

@@ -154,6 +154,7 @@ def check_executed(folder, name):
     assert not any(output.get("name") == "stderr" for output in outputs), "nothing is painted red"
 
 
+@pytest.mark.slow
 def test_02_runs_alone(batch):
     done, folder = batch["02 alone"].result()
     assert done.returncode == 0, done.stderr[-2000:]

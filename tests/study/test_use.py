@@ -30,6 +30,7 @@ from fedlib.training.run_store import RunStore
 from tests.data_prep.radiographs_raw import dicom
 from tests.helpers import python
 
+pytestmark = pytest.mark.slow
 TASKS = {"classification": (48, {}), "segmentation": (12, {"rounds": 12, "width": 8, "learning_rate": 0.005})}
 """Cases, and settings with which the outlines of a minute-old model are outlines."""
 
