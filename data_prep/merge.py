@@ -12,7 +12,7 @@ from data_prep.quality import listed
 from data_prep.splits import assign_splits
 from data_prep.writer import PreparedWriter
 from fedlib.config import UserError
-from fedlib.data.dataset import PreparedDataset, open_prepared
+from fedlib.data.dataset import PreparedDataset, chosen, open_prepared
 
 SAME = ("task", "classes", "spacing_mm", "size", "modality", "window")
 """What the sets must have in common; where the window lies (`crop`) may differ."""
@@ -62,7 +62,7 @@ def merge(sets: Sequence[Path], out: Path, overwrite: bool = False) -> PreparedD
 
 
 def _chosen(data: PreparedDataset) -> dict[str, Any]:
-    return {row["setting"]: row["value"] for row in data.manifest["choices"]} | data.manifest
+    return chosen(data.manifest["choices"]) | data.manifest
 
 
 def _check_alike(sets: dict[str, PreparedDataset]) -> None:

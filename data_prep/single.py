@@ -13,6 +13,7 @@ from data_prep import cardiac, nifti
 from data_prep.files import Files, opened
 from data_prep.radiographs import read_grey, squared
 from fedlib.config import UserError
+from fedlib.data.dataset import chosen
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ def singles(source: Path, task: str, choices: list[dict[str, Any]]) -> Iterator[
     `choices` are those of a set's manifest. A set cut around labelled hearts is no guide where a new one lies: such volumes
     are prepared whole. Raises UserError when `source` does not exist or is empty.
     """
-    chosen = {row["setting"]: row["value"] for row in choices}
-    prepare = _volumes(chosen) if task == "segmentation" else _radiographs(chosen["size"])
+    settings = chosen(choices)
+    prepare = _volumes(settings) if task == "segmentation" else _radiographs(settings["size"])
     with _files(source) as files:
         yield from files.unsafe.items()
         for name in files.stamps:
@@ -62,15 +63,15 @@ def _radiographs(size: int) -> Callable[[str, bytes], Single]:
     return prepare
 
 
-def _volumes(chosen: dict[str, Any]) -> Callable[[str, bytes], Single]:
+def _volumes(stated: dict[str, Any]) -> Callable[[str, bytes], Single]:
     from data_prep import resampling  # here: MONAI takes seconds to import, which radiographs do not need
 
-    window = None if isinstance(chosen["window"], str) else tuple(chosen["window"])
-    whole = chosen["crop"] != "centre"
+    window = None if isinstance(stated["window"], str) else tuple(stated["window"])
+    whole = stated["crop"] != "centre"
     if whole and not window:
         raise UserError("crop = heart: grey values by percentiles around a labelled heart; a new volume has no label")
-    sizes = {name: tuple(chosen[name]) for name in ("spacing_mm", "size")}
-    settings = cardiac.Settings(modality=chosen["modality"], window=window, **sizes)
+    sizes = {name: tuple(stated[name]) for name in ("spacing_mm", "size")}
+    settings = cardiac.Settings(modality=stated["modality"], window=window, **sizes)
 
     def prepare(name: str, content: bytes) -> Single:
         volume = nifti.read(name, content)

@@ -12,8 +12,9 @@ from data_prep.files import Files, opened
 from data_prep.pipeline import READER, digest, prepare, progress, up_to_date
 from data_prep.synthetic_cardiac import write_cardiac_ct
 from data_prep.synthetic_cxr import Findings, write_chest_xrays
-from fedlib.config import StudyConfig, UserError
+from fedlib.config import StudyConfig
 from fedlib.data.dataset import PreparedDataset, open_prepared
+from fedlib.data.files import require_empty
 
 SYNTHETIC_FIELD_MM = 140.0
 """Field of view of a prepared phantom, whatever its size in voxels: the heart and a rim around it."""
@@ -107,8 +108,8 @@ def prepare_synthetic(
     made_from = digest([READER, recipe, *splitting.items()])
     if (found := up_to_date(out, made_from, overwrite)) and not keep_raw:  # before anything is drawn
         return found
-    if keep_raw and keep_raw.exists() and any(keep_raw.iterdir()):
-        raise UserError(f"--keep-raw {keep_raw}: is not empty; expected a new folder")
+    if keep_raw:
+        require_empty(keep_raw, "--keep-raw")
     about = {"synthetic": True, "recipe": recipe, "made_from": made_from}
     options = {"seed": seed, "overwrite": overwrite} | splitting
     with tempfile.TemporaryDirectory(prefix="phantoms-") as temporary:

@@ -4,7 +4,6 @@ A student's code runs with the rights of whoever grades it. It gets a folder of 
 """
 
 import ast
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from fedlib.course.feedback import MIME_TYPE
 from fedlib.course.handout import NOTEBOOKS, require_finished
 from fedlib.data.dataset import open_prepared
 from fedlib.data.files import write_atomically
-from fedlib.training.run_store import RunStore
+from fedlib.training.run_store import RunStore, joint_sha256
 
 COLUMNS = ["student", "notebook", "exercise", "result", "text", "data_fingerprint", "weights_sha256"]
 RESULTS = {True: "right", False: "wrong", None: "not answered"}
@@ -147,5 +146,5 @@ def identity(book: NotebookNode, out_dir: Path) -> tuple[str, str]:
         study = StudyConfig.make(**given | {"out_dir": out_dir})
         fingerprint = open_prepared(study.prepared_dir, study.task).fingerprint
         hashes = [run.result["weights_sha256"] for run in RunStore(out_dir).done(study.runs(fingerprint))]
-        return fingerprint, hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""
+        return fingerprint, joint_sha256(hashes) if hashes else ""
     return "", ""

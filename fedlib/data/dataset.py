@@ -73,6 +73,11 @@ class PreparedDataset:
         return images, labels if labels.ndim == 1 else labels.unsqueeze(1)  # (B, X, Y, Z) -> (B, 1, X, Y, Z)
 
 
+def chosen(choices: list[dict]) -> dict:
+    """Return the value of each setting in a manifest's `choices`: how an image of the set was prepared."""
+    return {row["setting"]: row["value"] for row in choices}
+
+
 def batches(
     rows: np.ndarray, batch_size: int, generator: torch.Generator | None = None, drop_last: bool = False
 ) -> list[np.ndarray]:

@@ -5,6 +5,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from fedlib.config import UserError
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a temporary file in the same folder, then rename it: a reader sees the old file or the new one, never a part.
@@ -20,6 +22,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         with contextlib.suppress(OSError):  # the first error says what is wrong
             aside.unlink()
         raise
+
+
+def require_empty(folder: Path, option: str) -> None:
+    """Raise UserError, naming the option, when a folder to be written has something in it."""
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{option} {folder}: is not empty; expected a new folder")
 
 
 def to_disk(path: Path) -> None:

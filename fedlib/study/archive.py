@@ -1,6 +1,5 @@
 """What an archive needs of a study: who made what from what (RO-Crate), and whether it is still so (verify)."""
 
-import hashlib
 import json
 import mimetypes
 import tempfile
@@ -16,7 +15,8 @@ from fedlib.data.dataset import PreparedDataset, open_prepared
 from fedlib.data.files import file_sha256, write_atomically
 from fedlib.study import experiment
 from fedlib.study.record import recall_studies
-from fedlib.training.run_store import Run, RunStore, state_sha256
+from fedlib.training.execution import of_client
+from fedlib.training.run_store import Run, RunStore, joint_sha256, state_sha256
 
 CRATE = "ro-crate-metadata.json"
 CONDITIONS = ("device", "threads", "python", "versions", "code_sha256")
@@ -116,9 +116,7 @@ def _other_weights(runs: list[Run]) -> Iterator[str]:
             continue
         found = state_sha256(state)
         if run.config.has_client_models:
-            parts = [f"client{client}." for client in range(run.config.n_clients)]
-            own = [{name.removeprefix(part): state[name] for name in state if name.startswith(part)} for part in parts]
-            found = hashlib.sha256("".join(map(state_sha256, own)).encode()).hexdigest()
+            found = joint_sha256(state_sha256(of_client(state, client)) for client in range(run.config.n_clients))
         if found != run.result["weights_sha256"]:
             yield f"{run.folder.name}: its weights have another hash than its result"
 

@@ -11,7 +11,8 @@ import torch
 
 from fedlib import analysis, tasks
 from fedlib.config import StudyConfig, UserError
-from fedlib.data.dataset import SPLITS, PreparedDataset, open_prepared
+from fedlib.data.dataset import SPLITS, PreparedDataset, chosen, open_prepared
+from fedlib.data.files import require_empty
 from fedlib.study.record import open_run
 from fedlib.training.execution import load_model
 from fedlib.training.run_store import Run
@@ -35,8 +36,7 @@ def export(folder: Path, to: Path) -> float:
     run, study, _ = open_run(folder)
     if run.config.batch_norm == "group":
         raise UserError(f"{folder}: batch_norm = 'group'; MONAI's ResNet has no such layers, so no bundle can name it")
-    if to.exists() and any(to.iterdir()):
-        raise UserError(f"--to {to}: is not empty; expected a new folder")
+    require_empty(to, "--to")
     data = open_prepared(study.prepared_dir, run.config.task)
     if data.fingerprint != run.config.data_fingerprint:
         raise UserError(f"{data.folder}: not the set that {run.folder.name} was trained on; expected that one")
@@ -72,10 +72,10 @@ def _write_onnx(model: torch.nn.Module, images: torch.Tensor, to: Path) -> float
 def _bundle(run: Run, data: PreparedDataset) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return metadata.json and inference.json: the templates with what is the run's own."""
     template, config, task = json.loads((TEMPLATES / "bundle.json").read_text()), run.config, tasks.get(run.config.task)
-    chosen = {row["setting"]: row["value"] for row in data.manifest["choices"]}
-    shape, window = list(data.images.shape[2:]), chosen.get("window")
+    prepared = chosen(data.manifest["choices"])
+    shape, window = list(data.images.shape[2:]), prepared.get("window")
     tensor = {"type": "image", "spatial_shape": shape, "dtype": "float32", "is_patch_data": False}
-    image = {"format": "magnitude", "modality": chosen.get("modality", "x-ray"), "num_channels": 1,
+    image = {"format": "magnitude", "modality": prepared.get("modality", "x-ray"), "num_channels": 1,
              "value_range": [config.input_low, 1], "channel_def": {"0": "image"}}  # fmt: skip
     pred = {"format": "labels", "num_channels": len(data.classes), "value_range": [],
             "channel_def": {str(n): name for n, name in enumerate(data.classes)}}  # fmt: skip
@@ -91,7 +91,7 @@ def _bundle(run: Run, data: PreparedDataset) -> tuple[dict[str, Any], dict[str, 
     }
     network = f"{task.NETWORK.__module__}.{task.NETWORK.__qualname__}"
     own = {"size": shape, "low": config.input_low, "spacing_mm": data.manifest["spacing_mm"],
-           "window": None if isinstance(window, str) else window, "whole": chosen.get("crop") != "centre",
+           "window": None if isinstance(window, str) else window, "whole": prepared.get("crop") != "centre",
            "network_def": {"_target_": network} | task.network_arguments(config, len(data.classes))}  # fmt: skip
     return metadata, template["common"] | own | template[config.task]
 

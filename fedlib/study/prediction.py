@@ -13,8 +13,8 @@ from monai.inferers import sliding_window_inference
 from scipy.ndimage import affine_transform
 from tqdm import tqdm
 
-from fedlib.config import UserError
-from fedlib.data.dataset import PreparedDataset
+from fedlib.data.dataset import PreparedDataset, chosen
+from fedlib.data.files import require_empty
 from fedlib.training.execution import load_model
 from fedlib.training.loop import device, forward
 from fedlib.training.run_store import Run
@@ -29,11 +29,10 @@ def write_predictions(run: Run, choices: list[dict[str, Any]], images: Iterable[
     `choices`: how the run's set was prepared. `images`: names, each with the prepared image (`data_prep.single.Single`) or
     why it cannot be used, which is then its row's `problem`. Raises UserError when `out` is not empty.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"--out {out}: is not empty; expected a new folder")
+    require_empty(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
-    chosen = {row["setting"]: row["value"] for row in choices}
-    manifest = {"task": run.config.task, "classes": run.classes, "spacing_mm": chosen.get("spacing_mm")}
+    prepared = chosen(choices)
+    manifest = {"task": run.config.task, "classes": run.classes, "spacing_mm": prepared.get("spacing_mm")}
     axes = 4 if run.config.task == "classification" else 5
     empty = PreparedDataset(run.folder, manifest, pd.DataFrame(), np.empty((0,) * axes), np.empty(0))
     model, rows = load_model(run, empty).eval(), []
@@ -42,7 +41,7 @@ def write_predictions(run: Run, choices: list[dict[str, Any]], images: Iterable[
             rows.append({"file": name, "problem": single})
             continue
         data = replace(empty, images=single.image[np.newaxis], labels=np.zeros(1, np.int64))
-        probabilities = _probabilities(model, data, run, chosen["size"])
+        probabilities = _probabilities(model, data, run, prepared["size"])
         picture = out / f"{name}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         if run.config.task == "classification":

@@ -1,6 +1,5 @@
 """What every experiment does, however it trains: lock, resume, train, score on the test split once, record."""
 
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from fedlib.data.dataset import PreparedDataset
 from fedlib.data.partition import clients_of
 from fedlib.training.loop import device, evaluate, forward, get_state_dict, initial_model, train_round
 from fedlib.training.plateau import training_state
-from fedlib.training.run_store import Run, RunStore, State, provenance, state_sha256
+from fedlib.training.run_store import Run, RunStore, State, joint_sha256, provenance, state_sha256
 
 Train = Callable[[RunConfig, PreparedDataset, Run], None]
 """Trains a run; rounds, clients and final weights are then in its folder."""
@@ -48,8 +47,7 @@ def execute(config: RunConfig, data: PreparedDataset, store: RunStore, train: Tr
 def load_model(run: Run, data: PreparedDataset, client: int | None = None) -> torch.nn.Module:
     """Return the trained model of a run; where each client has its own (`has_client_models`), that of one client."""
     model, state = initial_model(run.config, data), run.weights()
-    prefix = "" if client is None else f"client{client}."
-    model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)})
+    model.load_state_dict(state if client is None else of_client(state, client))
     return model
 
 
@@ -67,6 +65,12 @@ def predict(run: Run, data: PreparedDataset, rows: np.ndarray) -> np.ndarray:
 def by_client(states: dict[int, State]) -> State:
     """Return the weights of all clients as one state, no tensor twice; names get the prefix `client0.`, `client1.`, ..."""
     return {f"client{client}.{name}": value.clone() for client, state in states.items() for name, value in state.items()}
+
+
+def of_client(state: State, client: int) -> State:
+    """Return the weights of one client of a state made by `by_client`."""
+    prefix = f"client{client}."
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def train_locally(config: RunConfig, data: PreparedDataset, run: Run) -> None:
@@ -109,7 +113,7 @@ def _score(config: RunConfig, data: PreparedDataset, run: Run) -> Run:
     if apart:
         named = [{f"test_{metric}": score for metric, score in row.items()} for row in scores]
         run.log_test_scores([row | {"weights_sha256": sha} for row, sha in zip(named, hashes, strict=True)])
-        weights_sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
+        weights_sha256 = joint_sha256(hashes)
     about, result = provenance(config, weights_sha256, device()), pd.DataFrame(scores).mean().to_dict()
     if config.privacy != "none":
         result["epsilon"] = float(run.rounds["epsilon"].iloc[-1])

@@ -9,6 +9,7 @@ import json
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -246,6 +247,11 @@ def state_sha256(state: State) -> str:
         digest.update(f"{name} {array.dtype} {array.shape};".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def joint_sha256(hashes: Iterable[str]) -> str:
+    """Hash of several hashes, in their order: that of the clients' own models is a run's weights_sha256."""
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def provenance(config: RunConfig, weights_sha256: str, device: torch.device) -> dict[str, Any]:
