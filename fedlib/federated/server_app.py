@@ -30,8 +30,6 @@ from fedlib.training.run_store import Run, RunStore
 
 STUDY_FIELDS = {"n_clients": "client_counts", "partition": "partitions"}
 """Keys with another name in a study, which can hold several values of them."""
-STATISTICS = "statistics"
-"""Key of the run config: true asks the clients for their statistics and trains nothing."""
 FOLLOW = "`flwr list` shows its number, `flwr log NUMBER` follows it, `flwr stop NUMBER` ends it"
 
 server_app = ServerApp()
@@ -45,11 +43,15 @@ def main(grid: Grid, context: Context) -> None:
     With `statistics=true` only ask the clients for theirs, and write them.
     """
     log.addFilter(_in_one_line)
-    if type(statistics := context.run_config[STATISTICS]) is not bool:
-        raise UserError(f"{STATISTICS} = {statistics!r}: expected true or false")
+    if type(statistics := context.run_config["statistics"]) is not bool:
+        raise UserError(f"statistics = {statistics!r}: expected true or false")
     config, data, store = parse_run_config(context.run_config)
     if statistics:
-        return _write_statistics(ask_statistics(grid, config, data), store)
+        table, path = ask_statistics(grid, config, data).T, store.out_dir / "statistics.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, table.to_csv())
+        print(f"{table.to_string()}\nnothing was trained; {path}")
+        return
     try:
         run = execute(config, data, store, functools.partial(serve, grid), wait=False)
     except Timeout:
@@ -65,7 +67,7 @@ def parse_run_config(run_config: dict[str, str | int | float | bool]) -> tuple[R
     Flower sends the run config to all nodes. The server's folders may instead be in its environment, as FEDLIB_DATA_DIR and
     FEDLIB_OUT_DIR. Raises UserError, naming the key, on a wrong value, a folder that is not absolute, or several runs.
     """
-    given = {key.replace("-", "_"): value for key, value in run_config.items() if value != "" and key != STATISTICS}
+    given = {key.replace("-", "_"): value for key, value in run_config.items() if value != "" and key != "statistics"}
     for name in ("data_dir", "out_dir"):
         given.setdefault(name, os.environ.get(f"FEDLIB_{name.upper()}", ""))
         if not Path(given[name]).is_absolute():
@@ -125,14 +127,6 @@ def serve(grid: Grid, config: RunConfig, data: PreparedDataset, run: Run) -> Non
     if config.is_personalized:
         weights = by_client({client: weights | local for client, local in strategy.local_states().items()})
     run.save_weights(weights)
-
-
-def _write_statistics(table: pd.DataFrame, store: RunStore) -> None:
-    """Print the clients' statistics and write them to the study's folder, a column a client."""
-    path = store.out_dir / "statistics.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, table.T.to_csv())
-    print(f"{table.T.to_string(float_format='{:.3g}'.format)}\nno run was started; {path}")
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:

@@ -17,7 +17,7 @@ MIN_CELL = 5
 """Patients that a number must be of (*chosen*). Statistical agencies ask for three or five: *threshold rule* in the Glossary
 of Statistical Disclosure Control, UNECE and Eurostat, 2005, https://stats.oecd.org/glossary/detail.asp?ID=7010."""
 HIDDEN = "hidden"
-"""In the server's table: fewer than MIN_CELL patients, or a number that would tell one that is."""
+"""In the server's table: of fewer than MIN_CELL patients, or hidden with such a number, or not known."""
 GREY_STEP = 32
 """Grey values, of 256, in a bin of the histogram (*chosen*)."""
 SIDES = {"shape": ("mean size as acquired", 0), "spacing_mm": ("mean spacing as acquired (mm)", 1)}
@@ -28,7 +28,7 @@ def describe_site(data: PreparedDataset, rows: np.ndarray) -> dict[str, dict[str
     """Return the tables that a client sends of its training cases, NaN in each hidden cell.
 
     With fewer than MIN_CELL patients every cell is hidden. Shares of grey values, over all pixels of all images, are told in
-    steps of what one of the patients is worth: too coarse for the histogram of a single image.
+    steps of what one of the patients is worth, so that one image moves a share by a step at most.
     """
     own = data.cases.iloc[rows]
     patients = own["patient"].nunique()

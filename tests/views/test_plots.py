@@ -54,7 +54,7 @@ def draw(request, runs, images):
         "reliability": lambda: plots.reliability(analysis.calibration(federated[:2])),
         "comparison": lambda: plots.comparison(table),
         "differences": lambda: plots.differences(table[table["metric"] == "accuracy"]),
-        "sites": lambda: plots.site_statistics(site_statistics(run_config(images, "federated"), images)),
+        "sites": lambda: plots.sites(site_statistics(run_config(images, "federated"), images)),
     }[request.param]
 
 

@@ -110,7 +110,7 @@ def partitions(data: PreparedDataset, clients_by_title: dict[str, list[np.ndarra
 
 
 @styled
-def site_statistics(table: pd.DataFrame) -> AccessibleFigure:
+def sites(table: pd.DataFrame) -> AccessibleFigure:
     """Plot what clients tell before they train: cases by class, stacked, and the shares of their grey values, a line each.
 
     `table`: a row a client, from `fedlib.federated.in_process.site_statistics`. A client that hides everything has neither
@@ -132,7 +132,8 @@ def site_statistics(table: pd.DataFrame) -> AccessibleFigure:
     for axis in (bars, lines):
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     words = ", ".join(f"client {client} {n}" for client, n in table["all"]["cases"].items())
-    return accessible_figure(figure, f"What each client tells before training. Cases: {words}.", counts.reset_index())
+    numbers = pd.concat([counts, shares.add_prefix("grey ")], axis=1).reset_index()
+    return accessible_figure(figure, f"What each client tells before training. Cases: {words}.", numbers)
 
 
 @styled
