@@ -19,6 +19,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from fedlib.config import RunConfig
 from fedlib.federated.client_app import local_state, shared_state
 from fedlib.federated.privacy import seed_noise
+from fedlib.federated.statistics import statistics_table
 from fedlib.federated.strategies import CONTROL, flower_strategy
 from fedlib.training.run_store import State, software
 
@@ -47,6 +48,11 @@ class CheckedStrategy:
         self.trainable = {name for name, _ in model.named_parameters()} - set(local_state(config, model))
         self.nodes = self._identify()
         """The client of each node id. Node ids are random, clients are not."""
+
+    def statistics(self) -> pd.DataFrame:
+        """Return what each client tells of its training cases (`describe_site`), a row a client."""
+        replies, _ = self._ask("before the first round", "query.statistics", {}, self.nodes)
+        return statistics_table(replies)
 
     def train(self, number: int, arrays: ArrayRecord) -> ArrayRecord:
         """Train round `number` from these weights and return their aggregate. Raises what `_ask` raises."""

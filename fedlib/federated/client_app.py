@@ -25,6 +25,7 @@ from fedlib.data.dataset import PreparedDataset, open_prepared
 from fedlib.data.files import write_atomically
 from fedlib.data.partition import clients_of
 from fedlib.federated.privacy import local_privacy, seed_noise
+from fedlib.federated.statistics import describe_site
 from fedlib.federated.strategies import CONTROL, ControlVariate, proximal_term
 from fedlib.training.loop import evaluate, initial_model, train_round
 from fedlib.training.run_store import RunStore, State, software
@@ -137,6 +138,14 @@ def identify(message: Message, context: Context) -> Message:
             raise NodeError(f"{name} {found}, expected {server.get(name)}, the server's")
     task = ClientTask.from_message(message, context)
     return Message(RecordDict({"metrics": MetricRecord({"client": task.client})}), reply_to=message)
+
+
+@client_app.query("statistics", mods=[report_errors])
+def send_statistics(message: Message, context: Context) -> Message:
+    """Reply with what the client tells of its training cases before it trains; small numbers are hidden here."""
+    task = ClientTask.from_message(message, context)
+    tables = {title: MetricRecord(cells) for title, cells in describe_site(task.data, task.rows).items()}
+    return Message(RecordDict({"metrics": MetricRecord(), **tables}), reply_to=message)
 
 
 @client_app.train(mods=[report_errors])

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from itertools import islice
 
+import pandas as pd
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -14,7 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity  # private; Flower's own r
 from fedlib.config import RunConfig
 from fedlib.data.dataset import PreparedDataset
 from fedlib.federated.client_app import client_app, stop_training
-from fedlib.federated.server_app import serve
+from fedlib.federated.server_app import ask_statistics, serve
 from fedlib.training.loop import cores, device
 from fedlib.training.run_store import Run
 
@@ -31,6 +32,16 @@ def train_federated(config: RunConfig, data: PreparedDataset, run: Run) -> None:
     at_a_time, threads = parallel_clients(config)
     with InProcessGrid(client_app, config.n_clients, node, at_a_time, threads) as grid:
         serve(grid, config, data, run)
+
+
+def site_statistics(config: RunConfig, data: PreparedDataset) -> pd.DataFrame:
+    """Return what each client of a run tells of its training cases (`describe_site`): a row a client. Nothing is trained.
+
+    Raises what `ask_statistics` raises.
+    """
+    node = {"data-dir": str(data.folder), "state-dir": str(data.folder), "full-errors": True}  # no state is kept
+    with InProcessGrid(client_app, config.n_clients, node) as grid:
+        return ask_statistics(grid, config, data)
 
 
 def parallel_clients(config: RunConfig) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import os
 import time
 from pathlib import Path
 
+import pandas as pd
 from filelock import Timeout
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
@@ -17,6 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedlib import tasks
 from fedlib.config import RunConfig, StudyConfig, UserError
 from fedlib.data.dataset import PreparedDataset, open_prepared
+from fedlib.data.files import write_atomically
 from fedlib.data.partition import clients_of
 from fedlib.federated.checked_strategy import CheckedStrategy, FederationError
 from fedlib.federated.client_app import shared_state
@@ -36,9 +38,20 @@ log = logging.getLogger("flwr")
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train, score and store one federated run, as `python -m fedlib study` does; a run that is done is read."""
+    """Train, score and store one federated run, as `python -m fedlib study` does; a run that is done is read.
+
+    With `statistics=true` only ask the clients for theirs, and write them.
+    """
     log.addFilter(_in_one_line)
+    if type(statistics := context.run_config["statistics"]) is not bool:
+        raise UserError(f"statistics = {statistics!r}: expected true or false")
     config, data, store = parse_run_config(context.run_config)
+    if statistics:
+        table, path = ask_statistics(grid, config, data).T, store.out_dir / "statistics.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, table.to_csv())
+        print(f"{table.to_string()}\nnothing was trained; {path}")
+        return
     try:
         run = execute(config, data, store, functools.partial(serve, grid), wait=False)
     except Timeout:
@@ -54,7 +67,7 @@ def parse_run_config(run_config: dict[str, str | int | float | bool]) -> tuple[R
     Flower sends the run config to all nodes. The server's folders may instead be in its environment, as FEDLIB_DATA_DIR and
     FEDLIB_OUT_DIR. Raises UserError, naming the key, on a wrong value, a folder that is not absolute, or several runs.
     """
-    given = {key.replace("-", "_"): value for key, value in run_config.items() if value != ""}
+    given = {key.replace("-", "_"): value for key, value in run_config.items() if value != "" and key != "statistics"}
     for name in ("data_dir", "out_dir"):
         given.setdefault(name, os.environ.get(f"FEDLIB_{name.upper()}", ""))
         if not Path(given[name]).is_absolute():
@@ -66,6 +79,14 @@ def parse_run_config(run_config: dict[str, str | int | float | bool]) -> tuple[R
     if more:
         raise UserError(f"{1 + len(more)} runs: expected one n-clients, one partition and one seed")
     return config, data, RunStore(study.out_dir)
+
+
+def ask_statistics(grid: Grid, config: RunConfig, data: PreparedDataset) -> pd.DataFrame:
+    """Ask each client of a run what it tells of its training cases (`describe_site`): a row a client. Nothing is trained.
+
+    The server's own copy of the set has no part in it. Raises FederationError, as `serve` does.
+    """
+    return CheckedStrategy(grid, config, initial_model(config, data), cases=[], clients=[]).statistics()
 
 
 def serve(grid: Grid, config: RunConfig, data: PreparedDataset, run: Run) -> None:

@@ -6,6 +6,9 @@ import signal
 
 import pytest
 
+from fedlib.config import StudyConfig
+from fedlib.federated.in_process import site_statistics
+from fedlib.training.run_store import RunStore
 from tests.deployment.recipe import Federation, check_same_bits, sizes, the_run
 from tests.helpers import outcome, until
 
@@ -17,7 +20,7 @@ REFUSED = "[code: 2004] Failed to activate SuperNode"
 @pytest.fixture(scope="module")
 def federation(prepared, tmp_path_factory):
     """A SuperLink and two SuperNodes, connected."""
-    federation = Federation(tmp_path_factory.mktemp("federation"), prepared["segmentation"].folder)
+    federation = Federation(tmp_path_factory.mktemp("federation"), prepared["segmentation"].folder.parent)
     try:
         federation.set_up()
         yield federation
@@ -30,6 +33,16 @@ def test_the_recipe_ends_with_the_weights_of_the_run_in_process(federation, volu
     run = the_run(federation.out)
     assert re.match(rf"done +{run.config.run_id} ", federation.server.run("Server: results"))
     check_same_bits(run, volumes, tmp_path / "in-process")
+
+
+def test_statistics_are_those_in_process_and_nothing_is_trained(federation, images, tmp_path):
+    more = {'task="segmentation"': f'task="classification" profile="smoke" partition="unbalanced" out-dir="{tmp_path}"'}
+    printed = federation.server.run("Server: statistics", more)
+    study = StudyConfig.make(profile="smoke", client_counts=2, partitions="unbalanced", out_dir=tmp_path)
+    expected = site_statistics(study.runs(images.fingerprint, ("federated",))[0], images)
+    assert (tmp_path / "statistics.csv").read_text() == expected.T.to_csv()
+    assert re.search(r"COVID +hidden", printed)
+    assert RunStore(tmp_path).all() == []
 
 
 def test_a_refused_run_exits_with_0_and_is_listed_as_failed(federation):

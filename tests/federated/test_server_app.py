@@ -8,7 +8,7 @@ from flwr.app import Context, RecordDict
 
 from fedlib.config import ROOT, StudyConfig, UserError
 from fedlib.federated.client_app import client_app
-from fedlib.federated.in_process import InProcessGrid
+from fedlib.federated.in_process import InProcessGrid, site_statistics
 from fedlib.federated.server_app import main, parse_run_config
 from fedlib.study import experiment
 from fedlib.training.run_store import RunStore
@@ -21,7 +21,7 @@ NOT_OF_A_RUN = {"synthetic_cases", "size", "findings"}
 
 def test_the_app_takes_every_parameter_of_a_run():
     fields = {SINGLE.get(name, name).replace("_", "-") for name in set(StudyConfig.model_fields) - NOT_OF_A_RUN}
-    assert set(APP["config"]) == fields
+    assert set(APP["config"]) == fields | {"statistics"}
 
 
 @pytest.fixture
@@ -70,6 +70,22 @@ def test_a_run_that_is_under_way_is_refused_at_once_and_the_way_to_it_is_named(t
     with store.lock(config.run_id), pytest.raises(UserError, match=r"already running.*`flwr log .*`flwr stop "):
         main(None, context(given))
     assert RunStore(tmp_path).all() == []
+
+
+def test_asked_for_statistics_the_app_writes_them_and_trains_nothing(images, tmp_path, given, capsys):
+    node = {"data-dir": str(images.folder)}
+    with InProcessGrid(client_app, 2, node) as grid:
+        main(grid, context(given | {"statistics": True}))
+    expected = site_statistics(parse_run_config(given)[0], images).T.to_csv()
+    assert (tmp_path / "statistics.csv").read_text() == expected
+    assert re.search(r"cases +\d+ +\d+\n", capsys.readouterr().out)
+    assert RunStore(tmp_path).all() == []
+
+
+def test_statistics_is_true_or_false(given):
+    """As text it would be true, whatever it says."""
+    with pytest.raises(UserError, match="statistics = 'false': expected true or false"):
+        main(None, context(given | {"statistics": "false"}))
 
 
 def test_the_app_ends_with_the_bits_of_a_study(images, tmp_path, given):

@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from fedlib import analysis
+from fedlib.federated.in_process import site_statistics
 from fedlib.training.run_store import RunStore
 from fedlib.views import plots
 from fedlib.views.plots.figure import INK, PAGE, SERIES, SOFT, encoded
+from tests.helpers import run_config
 from tests.made_up import FINGERPRINT, made_up
 
 
@@ -38,8 +40,10 @@ def by_mode(runs, mode):
     return [run for run in runs if run.config.mode == mode]
 
 
-@pytest.fixture(params=["curves", "steps", "traffic", "spread", "confusion", "reliability", "comparison", "differences"])
-def draw(request, runs):
+@pytest.fixture(
+    params=["curves", "steps", "traffic", "spread", "confusion", "reliability", "comparison", "differences", "sites"]
+)
+def draw(request, runs, images):
     federated, table = by_mode(runs, "federated"), analysis.compare(runs)
     return {
         "curves": lambda: plots.learning_curves(federated),
@@ -50,6 +54,7 @@ def draw(request, runs):
         "reliability": lambda: plots.reliability(analysis.calibration(federated[:2])),
         "comparison": lambda: plots.comparison(table),
         "differences": lambda: plots.differences(table[table["metric"] == "accuracy"]),
+        "sites": lambda: plots.sites(site_statistics(run_config(images, "federated"), images)),
     }[request.param]
 
 

@@ -2,7 +2,7 @@
 
 from fedlib.analysis import arm_name
 from fedlib.views.plots.figure import AccessibleFigure
-from fedlib.views.plots.images import contours, gallery, intensities, masks, partitions, prediction, rank_by_error
+from fedlib.views.plots.images import contours, gallery, intensities, masks, partitions, prediction, rank_by_error, sites
 from fedlib.views.plots.results import (
     client_scores,
     communication,
@@ -16,5 +16,5 @@ from fedlib.views.plots.results import (
 __all__ = [
     "AccessibleFigure", "arm_name", "client_scores", "communication", "comparison", "confusion", "contours", "differences",
     "gallery", "intensities", "learning_curves", "masks", "partitions", "prediction", "rank_by_error",
-    "reliability",
+    "reliability", "sites",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from fedlib import tasks
 from fedlib.data import partition
 from fedlib.data.dataset import PreparedDataset
 from fedlib.training.run_store import Run
+from fedlib.views.plots.figure import DASHES as LINES
 from fedlib.views.plots.figure import PAGE, SERIES, SOFT, AccessibleFigure, accessible_figure, grid, styled
 
 STRUCTURE_COLOURS = {"orange": "#ffb000", "blue": "#1fa8ff"}
@@ -106,6 +107,33 @@ def partitions(data: PreparedDataset, clients_by_title: dict[str, list[np.ndarra
     if len(table.columns) > 1:
         figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return accessible_figure(figure, f"Training cases of each client. {sizes}.", table.reset_index())
+
+
+@styled
+def sites(table: pd.DataFrame) -> AccessibleFigure:
+    """Plot what clients tell before they train: cases by class, stacked, and the shares of their grey values, a line each.
+
+    `table`: a row a client, from `fedlib.federated.in_process.site_statistics`. A client that hides everything has neither
+    bar nor line; what others hide of their total is on top.
+    """
+    told = table.apply(pd.to_numeric, errors="coerce")
+    total, shares = told["all"]["cases"], told["share of grey values"]
+    classes = told["cases of a class"] if "cases of a class" in told else total.to_frame("cases")
+    counts = classes.assign(hidden=total - classes.sum(axis=1)).rename(columns=lambda name: name.replace("_", " "))
+    figure, (bars, lines) = plt.subplots(2, 1, figsize=(6.2, 5.4))
+    colours = [*sns.color_palette("colorblind", len(classes.columns)), SOFT]
+    counts.plot.bar(stacked=True, ax=bars, ylabel="training cases", width=0.8, rot=0, color=colours, edgecolor=PAGE)
+    for drawn, hatch in zip(bars.containers, itertools.cycle(HATCHES), strict=False):
+        plt.setp(drawn.patches, hatch=hatch)
+    for number, (client, own) in enumerate(shares.iterrows()):
+        lines.plot(own, color=SERIES[number % len(SERIES)], ls=LINES[number % len(LINES)], label=f"client {client}")
+    lines.set(xlabel="grey value", ylabel="share of all pixels", ylim=(0, None))
+    lines.tick_params(axis="x", rotation=30)
+    for axis in (bars, lines):
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    words = ", ".join(f"client {client} {n}" for client, n in table["all"]["cases"].items())
+    numbers = pd.concat([counts, shares.add_prefix("grey ")], axis=1).reset_index()
+    return accessible_figure(figure, f"What each client tells before training. Cases: {words}.", numbers)
 
 
 @styled
