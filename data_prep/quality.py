@@ -30,13 +30,13 @@ def volumes_kept(data: PreparedDataset) -> pd.DataFrame:
         before, after = data.cases[f"{structure}_ml"], data.cases[f"{structure}_ml_prepared"]
         kept = after / before
         rows[structure] = {
-            "ml as labelled": before.median(),
-            "ml as prepared": after.median(),
+            "ml as labelled (median)": before.median(),
+            "ml as prepared (median)": after.median(),
             "kept (median)": kept.median(),
             "kept (worst)": kept.min(),
             "worst case": data.cases["case"][kept.idxmin()],
         }
-    return pd.DataFrame(rows).T
+    return pd.DataFrame.from_dict(rows, "index")
 
 
 def acquisition(data: PreparedDataset, most: int = 5) -> pd.DataFrame:
@@ -63,9 +63,9 @@ def shortcuts(data: PreparedDataset) -> pd.DataFrame:
         if 1 < known.nunique() <= len(known) / 2:  # else it says nothing, or is a name
             says = train["label"].groupby(known).agg(lambda labels: labels.mode()[0])
             right = (asked.map(says).fillna(commonest) == test["label"]).mean()
-            rows.append({"column": column, "values": known.nunique(), "right": right, "always the commonest": always})
-    table = pd.DataFrame(rows, columns=["column", "values", "right", "always the commonest"])
-    return table.sort_values("right", ascending=False, ignore_index=True)
+            rows.append({"column": column, "values": known.nunique(), "accuracy": right, "always the commonest": always})
+    table = pd.DataFrame(rows, columns=["column", "values", "accuracy", "always the commonest"])
+    return table.sort_values("accuracy", ascending=False, ignore_index=True)
 
 
 def _values(known: pd.Series, asked: pd.Series) -> tuple[pd.Series, pd.Series]:

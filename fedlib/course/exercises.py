@@ -11,12 +11,13 @@ import pandas as pd
 
 from fedlib.analysis import verdict
 from fedlib.config import StudyConfig
-from fedlib.course.feedback import Feedback, Solution, check, check_value, compare, described, listed, read
+from fedlib.course.feedback import Feedback, Solution, check, check_value, compare, described, listed, named, read
 from fedlib.data.dataset import SPLITS, PreparedDataset
 from fedlib.data.partition import client_shares
 
 TIE = 0.01
 """Measured values that differ by less have no order."""
+PERCENT = "expected a share between 0 and 1, not a percentage."
 TRAVELS = {"weights", "number of cases", "training loss"}
 STAYS = {
     "images": "images never leave a hospital. That is the purpose of federated learning.",
@@ -27,11 +28,11 @@ STAYS = {
 @check
 def check_travels(answer: Iterable[str]) -> Feedback:
     """Check which things leave a hospital in federated averaging."""
-    chosen = {answer} if isinstance(answer, str) else read(set, answer, "a set of words, such as {'images', 'labels'}")
+    chosen = read(set, named(answer), "a set of words, such as {'images', 'labels'}")
     if unknown := chosen - TRAVELS - set(STAYS):
         return Feedback(False, f"unknown: {listed(unknown)}. Choose from {listed(TRAVELS | set(STAYS))}.")
     if private := sorted(chosen & set(STAYS)):
-        return Feedback(False, f"{private[0]}: {STAYS[private[0]]}")
+        return Feedback(False, STAYS[private[0]])
     if missing := len(TRAVELS - chosen):
         return Feedback(False, f"something is missing. {missing} more: what does the server need to take its mean?")
     return Feedback(True, "weights, a number of cases and a loss travel; images and labels do not.")
@@ -57,8 +58,9 @@ def check_study(answer: StudyConfig) -> Feedback:
     """Check a study of hearts with 2 and 4 clients, five rounds, seeds 1 to 3."""
     if not isinstance(answer, StudyConfig):
         return Feedback(False, f"expected what StudyConfig.make(...) returns; this is {described(answer)}.")
-    for name, value in {"task": "segmentation", "client_counts": (2, 4), "rounds": 5, "seeds": (1, 2, 3)}.items():
-        if (found := getattr(answer, name)) != value:
+    for name, value in {"task": "segmentation", "client_counts": [2, 4], "rounds": 5, "seeds": [1, 2, 3]}.items():
+        found = getattr(answer, name)
+        if (sorted(found) if isinstance(found, tuple) else found) != value:
             return Feedback(False, f"{'seed' if name == 'seeds' else name} is {found}, expected {value}.")
     return Feedback(True, f"{len(answer.runs(''))} runs. The profile supplies everything that you did not name.")
 
@@ -94,7 +96,7 @@ def check_seen(data: PreparedDataset) -> Solution:
         "that is a share of the patients. One with several test images counts several times.": patients.isin(train).mean(),
         "that counts patients of the validation split too, on whom no model trains.": test.isin([*train, *val]).mean(),
         "that is the share of the training images whose patient is in the test.": train.isin(test).mean(),
-        "expected a share between 0 and 1, not a percentage.": 100 * right,
+        PERCENT: 100 * right,
     }
     return Solution(right, "the model met these patients, with their diagnosis, in training.", mistakes)
 
@@ -109,7 +111,7 @@ def check_baseline(data: PreparedDataset) -> Solution:
         "that is the share among the training cases. The question is about the test set.": (train == commonest).mean(),
         "that would be so if all labels were equally frequent.": 1 / len(data.classes),
         "that is the share that this guess gets wrong.": 1 - right,
-        "expected a share between 0 and 1, not a percentage.": 100 * right,
+        PERCENT: 100 * right,
     }
     return Solution(right, f"{data.classes[commonest]!r} every time, without a look at any image.", mistakes)
 
@@ -160,6 +162,7 @@ def check_dice(truth: np.ndarray, predicted: np.ndarray) -> Solution:
         "that counts background in both masks as a success.": (truth == predicted).mean(),
         "that is the share of the true structure that was found; what was found beside it counts too.": both / truth.sum(),
         "that is the share of the prediction that is true; what was missed counts too.": both / predicted.sum(),
+        PERCENT: 100 * 2 * both / sizes,
     }
     return Solution(2 * both / sizes, "2 |P ∩ T| / (|P| + |T|).", mistakes)
 
@@ -180,6 +183,7 @@ def check_sensitivity(confusion: pd.DataFrame) -> Solution:
         "that is the mean over the columns, the predictive values.": (cells.diagonal() / cells.sum(axis=0)).mean(),
         f"that is the sensitivity of {first!r} only.": found[0],
         f"that is the sensitivity of {second!r} only.": found[1],
+        PERCENT: 100 * found.mean(),
     }
     praise = f"{found[0]:.2f} of the {first} and {found[1]:.2f} of the {second} are found, and each class counts alike."
     return Solution(found.mean(), praise, mistakes)
@@ -191,7 +195,7 @@ def check_order(answer: Iterable[str], measured: Mapping[str, float]) -> Feedbac
     values = {str(name): float(value) for name, value in dict(measured).items()}
     if isinstance(answer, set | frozenset | Mapping):
         raise TypeError(f"expected a list, because a {type(answer).__name__} has no order.")
-    predicted = [answer] if isinstance(answer, str) else [str(name) for name in read(list, answer, "a list of names")]
+    predicted = [str(name) for name in read(list, named(answer), "a list of names")]
     if sorted(predicted) != sorted(values):
         return Feedback(False, f"expected a list of all of these names, each once: {listed(values)}.")
     found = ", ".join(f"{name} {values[name]:.2f}" for name in sorted(values, key=values.get, reverse=True))

@@ -121,6 +121,11 @@ def listed(names: Iterable[Any]) -> str:
     return ", ".join(sorted(map(str, names)))
 
 
+def named(answer: Any) -> Any:
+    """Return names that were written as one text, with commas, as a list; all else stays as it is."""
+    return [name.strip() for name in answer.split(",")] if isinstance(answer, str) else answer
+
+
 def _plain(answer: Any) -> Any:
     """Return tensors, arrays and Series as lists, and numbers of every kind as floats; all else stays as it is."""
     if isinstance(answer, torch.Tensor):

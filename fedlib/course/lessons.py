@@ -212,7 +212,8 @@ def leakage(runs: dict[str, list[Run]]) -> pd.DataFrame:
     spans = {split: interval(strata(arm_scores(own, "accuracy")), bounds=(0, 1))[:3] for split, own in runs.items()}
     paired = paired_difference(runs["image"], runs["patient"], "accuracy", runs["image"][0].config)
     spans["difference"] = [paired[name] for name in ("difference", "difference_low", "difference_high")]
-    return table.assign(**{"over patients [95%]": pd.Series({split: bracketed(*span) for split, span in spans.items()})})
+    spans = pd.Series({split: bracketed(*span) for split, span in spans.items()})
+    return table.assign(**{"over patients [95%]": spans}).rename({"patient": "split by patient", "image": "split by image"})
 
 
 @styled

@@ -128,6 +128,10 @@ def _name_headers(table: Tag) -> None:
     for row in table.select("tbody tr"):
         if not row.th and row.td:
             row.td.name = "th"
+    levels = max((len(row.find_all("th")) for row in table.select("tbody tr")), default=0)
+    for row in table.select("thead tr"):
+        for cell in row.find_all(["th", "td"])[:levels]:
+            cell["class"] = ["name"]
     for cell in table.find_all("th"):
         if cell.get_text(strip=True):
             side = "row" if cell.find_parent("tbody") else "col"

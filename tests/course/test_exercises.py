@@ -74,6 +74,8 @@ RIGHT = [
     (exercises.check_leftover, pd.Series([3.0, 6.0]), (MASKED, UPDATES)),
     (exercises.check_travels, pd.Series(sorted(TRAVELS)), ()),
     (exercises.check_order, np.array(["even", "same", "uneven"]), (MEASURED,)),
+    (exercises.check_travels, ", ".join(sorted(TRAVELS)), ()),
+    (exercises.check_order, "even, same, uneven", (MEASURED,)),
 ]
 # answer, what it is checked against, and a word of what the check must say
 NOT_YET = [
@@ -112,6 +114,8 @@ NOT_YET = [
     (exercises.check_dice, 9 / 12, (TRUTH, PREDICTED), "missed"),
     (exercises.check_dice, 0.6, (TRUTH, PREDICTED), "too small"),
     (exercises.check_dice, 0.63, (TRUTH, PREDICTED), "too small"),
+    (exercises.check_dice, 64.3, (TRUTH, PREDICTED), "percentage"),
+    (exercises.check_sensitivity, 63.6, (CONFUSION,), "percentage"),
     (exercises.check_sensitivity, 181 / 200, (CONFUSION,), "accuracy"),
     (exercises.check_sensitivity, 0.3, (CONFUSION,), "only"),
     (exercises.check_sensitivity, (6 / 11 + 175 / 189) / 2, (CONFUSION,), "predictive"),
@@ -176,7 +180,8 @@ def test_no_answer_is_one_calm_line(nothing):
 
 def test_a_study_is_told_by_its_first_difference():
     asked = {"task": "segmentation", "client_counts": "2,4", "rounds": 5, "seed": "1,2,3"}
-    assert exercises.check_study(StudyConfig.make(**asked)).right
+    for same in ({}, {"client_counts": "4,2", "seed": "3,1,2"}):
+        assert exercises.check_study(StudyConfig.make(**asked | same)).right
     for changed in ({"seed": 3}, {"rounds": 6}, {"client_counts": "2,8"}):
         feedback = exercises.check_study(StudyConfig.make(**asked | changed))
         assert not feedback.right

@@ -218,7 +218,7 @@ def test_leakage_is_the_difference_of_the_two_splits(leaky, tmp_path):
     for seed, by_patient, by_image in zip(lesson.seeds, runs["patient"], runs["image"], strict=True):
         gap = by_image.result["accuracy"] - by_patient.result["accuracy"]
         assert table.loc["difference", f"seed {seed}"] == pytest.approx(gap)
-    assert list(table.index) == ["patient", "image", "difference"]
+    assert list(table.index) == ["split by patient", "split by image", "difference"]
     assert len(picture.table) == 2 * len(lesson.seeds)
     assert "split by image: training" in picture.alt
 

@@ -37,6 +37,7 @@ def test_volumes_kept_names_the_worst_case(volumes):
     worst = volumes.cases.set_index("case").loc[table.loc["LV", "worst case"]]
     assert table.loc["LV", "kept (worst)"] == worst["LV_ml_prepared"] / worst["LV_ml"]
     assert list(table.index) == ["LV", "Myo"]
+    assert table.round(1).loc["LV", "kept (median)"] == 1, "columns of numbers are numbers"
 
 
 def test_acquisition_tells_the_size_of_the_raw_images(images, volumes):
@@ -48,7 +49,7 @@ def test_a_column_that_gives_the_class_away_is_found_and_an_empty_one_is_not():
     age = [3, 60] * 20  # children are ill
     tells = labelled({"age": age, "scanner": ["A"] * 40, "note": [f"n{i}" for i in range(40)]})
     table = quality.shortcuts(tells).set_index("column")
-    assert table.loc["age", "right"] == 1
+    assert table.loc["age", "accuracy"] == 1
     assert table.loc["age", "always the commonest"] == pytest.approx(0.5)
     assert set(table.index) == {"age"}, "one value says nothing, a value a case is a name"
 
@@ -57,16 +58,16 @@ def test_a_number_is_cut_at_the_deciles_of_the_training_cases():
     rng = np.random.default_rng(0)
     pressure = np.where(np.arange(40) % 2, 120.0, 80.0) + rng.normal(0, 5, 40)
     table = quality.shortcuts(labelled({"pressure": pressure.tolist()})).set_index("column")
-    assert table.loc["pressure", "right"] > 0.9
+    assert table.loc["pressure", "accuracy"] > 0.9
     assert table.loc["pressure", "values"] <= quality.BINS
     noise = quality.shortcuts(labelled({"noise": rng.normal(size=40).tolist()})).set_index("column")
-    assert noise.loc["noise", "right"] < 0.8
+    assert noise.loc["noise", "accuracy"] < 0.8
 
 
 def test_a_value_that_training_never_saw_counts_as_the_commonest_class():
     site = ["A", "B"] * 10 + ["C"] * 20
     table = quality.shortcuts(labelled({"site": site})).set_index("column")
-    assert table.loc["site", "right"] == table.loc["site", "always the commonest"]
+    assert table.loc["site", "accuracy"] == table.loc["site", "always the commonest"]
 
 
 def test_pictures_say_what_they_show(data):

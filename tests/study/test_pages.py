@@ -93,6 +93,13 @@ def test_numbers_are_on_the_right_and_words_and_hashes_can_break():
     assert ["text" in cell.get("class", []) for cell in cells] == [False, False, True, True]
 
 
+def test_names_of_rows_and_their_headers_are_on_the_left():
+    frame = pd.DataFrame({"n": [1, 2]}, pd.MultiIndex.from_tuples([("a", "x"), ("a", "y")], names=["split", "class"]))
+    soup = BeautifulSoup(pages.tidy(frame.to_html()), "html.parser")
+    assert [cell.get_text() for cell in soup.select("thead .name")] == ["", "", "split", "class"]
+    assert "tbody th, .text, .name { text-align: left; }" in pages.STYLE
+
+
 def test_code_is_no_mathematics(tmp_path):
     soup = rendered(tmp_path, v4.new_markdown_cell("# Costs\n\n`$HOME` and $x$\n\n```sh\necho $A $B\n```\n\n## Then"))
     assert [code.get_text().strip() for code in soup.find_all(["code", "pre"])] == ["$HOME", "echo $A $B"]

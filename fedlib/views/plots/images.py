@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from fedlib import tasks
 from fedlib.data import partition
@@ -102,6 +103,7 @@ def partitions(data: PreparedDataset, clients_by_title: dict[str, list[np.ndarra
             stacked=True, ax=axis, title=title, ylabel="training cases", ylim=(0, 1.05 * largest), width=0.8, rot=0,
             color=sns.color_palette("colorblind", len(table.columns)), edgecolor=PAGE, legend=False,
         )  # fmt: skip
+        axis.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
         for bars, hatch in zip(axis.containers, itertools.cycle(HATCHES), strict=False):
             plt.setp(bars.patches, hatch=hatch)
     if len(table.columns) > 1:
@@ -144,7 +146,7 @@ def contours(
 
     `predictions` maps a title to label volumes (len(rows), X, Y, Z); `titles` names the columns, such as worst and best.
     """
-    figure, axes = grid(1 + len(predictions), len(rows), 1.6)
+    figure, axes = grid(1 + len(predictions), len(rows), 2.2)
     shown = {"truth" if data.manifest["synthetic"] else "expert": data.labels[rows]} | dict(predictions)
     names, scores = list(data.cases["case"].iloc[rows]), []
     for line, (title, volumes) in zip(axes, shown.items(), strict=True):
