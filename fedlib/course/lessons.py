@@ -27,6 +27,8 @@ from fedlib.training.run_store import Run
 from fedlib.views.plots.figure import SERIES, SOFT, AccessibleFigure, accessible_figure, grid, styled
 
 Weights = dict[str, np.ndarray]
+MOSTLY_TESTED = (0.5, 0.1, 0.4)
+"""Shares of training, validation and test in the lesson on joining, so that every site has test cases (*chosen*)."""
 IMAGES_PER_PATIENT = 5
 """In the lesson on leakage: so many that, split by image, nearly every test patient is in training too."""
 
@@ -239,6 +241,14 @@ def lag_study(study: StudyConfig, findings: str) -> StudyConfig:
     sizes = small if study.profile == "smoke" else {"synthetic_cases": 480, "size": 48, "client_counts": 4, "rounds": 12}
     settings = {"findings": findings, "partitions": "balanced", "learning_rate": 0.003, "seed": study.seeds[0]}
     return _lesson(study, findings, **settings, **sizes)
+
+
+def joining_study(study: StudyConfig) -> StudyConfig:
+    """Return the lesson's study of three sites under three partitions, the last by scanner, in a folder of its own."""
+    small = {"synthetic_cases": 120, "size": 32, "rounds": 2}
+    sizes = small if study.profile == "smoke" else {"synthetic_cases": 600, "size": 48, "rounds": 8}
+    sites = {"client_counts": 3, "partitions": "unbalanced,missing_classes,by_group", "group_column": "scanner"}
+    return _lesson(study, "joining", findings="clear", learning_rate=0.003, seed=study.seeds[0], **sites, **sizes)
 
 
 def _lesson(study: StudyConfig, name: str, **settings: Any) -> StudyConfig:

@@ -210,6 +210,40 @@ def _client_scores(runs: list[Run], metric: str) -> pd.DataFrame:
 
 
 @styled
+def by_site(tables: dict[str, pd.DataFrame]) -> AccessibleFigure:
+    """Plot tables of `analysis.by_site` by title: each model's score on the test cases of each site.
+
+    A cell also has the difference from the site's own local model, and its colour: blue is better, red is worse.
+    """
+    numbers = pd.concat(tables, names=["partition"]).reset_index("partition")
+    reach, heights, words = numbers["difference"].abs().max(), [table["model"].nunique() for table in tables.values()], []
+    sizes = {"figsize": (WIDE, 1 + sum(0.45 * rows + 0.8 for rows in heights)), "height_ratios": heights}
+    colours = {"cmap": "RdBu", "vmin": -reach, "vmax": reach, "cbar": False, "linewidths": 2, "linecolor": PAGE}
+    figure, axes = plt.subplots(len(tables), 1, squeeze=False, **sizes)
+    for axis, (title, table) in zip(axes[:, 0], tables.items(), strict=True):
+        cells = table.pivot(index="model", columns="site", values=["value", "difference"]).loc[table["model"].unique()]
+        scores, differences = cells["value"], cells["difference"]
+        inside = scores.map("{:.2f}".format) + differences.map("\n{:+.2f}".format).replace("\n+nan", "")
+        for site in scores:
+            inside.loc[inside.index == f"local {site}", site] += "\nown"
+        sns.heatmap(
+            differences.fillna(0), mask=scores.isna(), annot=inside, fmt="", annot_kws={"size": 8}, ax=axis, **colours
+        )
+        patients = table.groupby("site")["n_patients"].max()
+        axis.set_xticklabels([f"site {site}\n{n} patients" for site, n in patients.items()], fontsize=8)
+        axis.set(title=title.replace("_", " "), xlabel="", ylabel="", facecolor="lightgrey")
+        axis.tick_params(axis="y", rotation=0)
+        told = inside.where(scores.notna(), "no test case").replace("\n", " ", regex=True)
+        words += [f"{title}, {name}: {', '.join(row)}" for name, row in told.iterrows() if not name.startswith("local")]
+    label, place = "difference from the site's own model", {"fraction": 0.02, "pad": 0.02, "aspect": 40}
+    bar = figure.colorbar(axis.collections[0], ax=axes, location="bottom", **place)
+    bar.set_label(f"{label} (red: worse, blue: better)")
+    return accessible_figure(
+        figure, f"Scores of joint models at each site, each with the {label}. {'; '.join(words)}.", numbers
+    )
+
+
+@styled
 def confusion(runs: list[Run]) -> AccessibleFigure:
     """Plot confusion matrices on the test split: rows are the true classes, cells the share of that class's patients."""
     figure, axes = plt.subplots(len(runs), 1, figsize=(4.8, 3.6 * len(runs)), squeeze=False)
