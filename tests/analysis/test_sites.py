@@ -147,4 +147,4 @@ def test_the_picture_has_every_cell_and_colours_it_by_the_difference(runs):
     assert picture.width <= 640
     first = picture.figure.axes[0]
     assert {text.get_text() for text in first.texts} >= {"1.00\nown", "0.50\n-0.50", "1.00\n+0.00"}
-    assert [label.get_text() for label in first.get_xticklabels()] == ["site 1\n8 patients", "site 2\n8 patients"]
+    assert [label.get_text() for label in first.get_xticklabels()] == ["site 1\nn = 8", "site 2\nn = 8"]
