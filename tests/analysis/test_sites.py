@@ -148,3 +148,9 @@ def test_the_picture_has_every_cell_and_colours_it_by_the_difference(runs):
     first = picture.figure.axes[0]
     assert {text.get_text() for text in first.texts} >= {"1.00\nown", "0.50\n-0.50", "1.00\n+0.00"}
     assert [label.get_text() for label in first.get_xticklabels()] == ["site 1\nn = 8", "site 2\nn = 8"]
+
+
+def test_where_nothing_differs_no_cell_is_coloured(runs):
+    table = analysis.by_site(runs, prepared(), "accuracy").assign(difference=0.0)
+    (cells,) = plots.by_site({"alike": table}).figure.axes[0].collections
+    assert (cells.cmap(cells.norm(cells.get_array()))[..., :3] > 0.9).all()

@@ -218,7 +218,8 @@ def by_site(tables: dict[str, pd.DataFrame]) -> AccessibleFigure:
     A cell also has the difference from the site's own local model, and its colour: blue is better, red is worse.
     """
     numbers = pd.concat(tables, names=["partition"]).reset_index("partition")
-    reach, heights, words = numbers["difference"].abs().max(), [table["model"].nunique() for table in tables.values()], []
+    reach = np.nanmax([numbers["difference"].abs().max(), 0.01])  # white stays white where nothing differs
+    heights, words = [table["model"].nunique() for table in tables.values()], []
     sizes = {"figsize": (WIDE, 1 + sum(0.45 * rows + 0.8 for rows in heights)), "height_ratios": heights}
     colours = {"cmap": PALE, "vmin": -reach, "vmax": reach, "cbar": False, "linewidths": 2, "linecolor": PAGE}
     figure, axes = plt.subplots(len(tables), 1, squeeze=False, **sizes)
