@@ -7,6 +7,7 @@ counts as independent evidence. Margins and significance are set in the configur
     arms         which runs are intact, which may be compared, and what each patient scored
     comparison   arms against each other, paired by patient and seed
     scores       per arm: over seeds, per class, calibration, per structure, per client
+    sites        every model on the test cases of each client's site
     paper        protocol, the paper beside this run, and the answer in words
     tables       the same tables in words
 """
@@ -16,11 +17,13 @@ from fedlib.analysis.comparison import client_trend, compare, federated_vs_local
 from fedlib.analysis.inference import verdict
 from fedlib.analysis.paper import answer, in_short, paper_table, protocol, settings
 from fedlib.analysis.scores import calibration, client_scores, confusion, part_scores, seed_spread
+from fedlib.analysis.sites import alone_and_together, by_site, site_matrix, worth_joining
 from fedlib.analysis.sources import by_source
 from fedlib.analysis.tables import readable
 
 __all__ = [
-    "answer", "arm_name", "by_source", "calibration", "check_comparable", "check_integrity", "client_scores", "client_trend",
-    "compare", "confusion", "federated_vs_local", "in_short", "missing_clients", "paper_table", "part_scores",
-    "partition_effect", "protocol", "readable", "seed_spread", "settings", "training_table", "verdict",
+    "alone_and_together", "answer", "arm_name", "by_site", "by_source", "calibration", "check_comparable",
+    "check_integrity", "client_scores", "client_trend", "compare", "confusion", "federated_vs_local", "in_short",
+    "missing_clients", "paper_table", "part_scores", "partition_effect", "protocol", "readable", "seed_spread",
+    "settings", "site_matrix", "training_table", "verdict", "worth_joining",
 ]  # fmt: skip

@@ -337,6 +337,25 @@ def check_pull(weights: np.ndarray, sent: np.ndarray, mu: float) -> Solution:
     return Solution(right, "the further a client has moved, the harder it is pulled back.", mistakes)
 
 
+def two_models() -> pd.DataFrame:
+    """Return the sensitivity of a site's own model, which has seen few cases of the rare disease, and of the federation."""
+    return pd.DataFrame({"own": [0.96, 0.30], "federated": [0.90, 0.78]}, ["common disease", "rare disease"])
+
+
+@check_value
+def check_break_even(models: pd.DataFrame) -> Solution:
+    """Check the share of patients with the rare disease at which both of `two_models` are right equally often."""
+    lost, won = (models["federated"] - models["own"]).abs()
+    right = lost / (lost + won)
+    mistakes = {
+        "that is the share of patients with the common disease.": 1 - right,
+        "that is how many have the rare disease for each one with the common: divide by both together.": lost / won,
+        "expected a share between 0 and 1, not a percentage.": 100 * right,
+        "at equal shares both differences weigh the same, and they are not equally large.": 0.5,
+    }
+    return Solution(right, "with more of the rare disease than that, joining is worth it; with less it is not.", mistakes)
+
+
 @check_value
 def check_leftover(sent: np.ndarray, updates: np.ndarray) -> Solution:
     """Check the masks that remain in the server's sum when the last client drops out."""

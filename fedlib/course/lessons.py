@@ -27,6 +27,8 @@ from fedlib.training.run_store import Run
 from fedlib.views.plots.figure import SERIES, SOFT, AccessibleFigure, accessible_figure, grid, styled
 
 Weights = dict[str, np.ndarray]
+MOSTLY_TESTED = (0.5, 0.1, 0.4)
+"""Shares of training, validation and test in the lesson on joining, so that every site has test cases (*chosen*)."""
 IMAGES_PER_PATIENT = 5
 """In the lesson on leakage: so many that, split by image, nearly every test patient is in training too."""
 
@@ -242,10 +244,20 @@ def lag_study(study: StudyConfig, findings: str) -> StudyConfig:
     return _lesson(study, findings, **settings, **sizes)
 
 
+def joining_study(study: StudyConfig) -> StudyConfig:
+    """Return the lesson's study of three sites under three partitions, the last by scanner, in a folder of its own."""
+    small = {"synthetic_cases": 72, "size": 32, "rounds": 1}
+    sizes = small if study.profile == "smoke" else {"synthetic_cases": 600, "size": 48, "rounds": 8}
+    sites = {"client_counts": 3, "partitions": "unbalanced,missing_classes,by_group", "group_column": "scanner"}
+    settings = {"findings": "clear", "batch_size": 16, "learning_rate": 0.005, "seed": study.seeds[0]}
+    return _lesson(study, "joining", **settings, **sites, **sizes)
+
+
 def _lesson(study: StudyConfig, name: str, **settings: Any) -> StudyConfig:
     """Return a small study of chest X-rays in the folder `lesson/name` beside the runs of `study`."""
     profile, out_dir = "smoke" if study.profile == "smoke" else "quick", study.out_dir / "lesson" / name
-    return StudyConfig.make(task="classification", profile=profile, out_dir=out_dir, width=16, batch_size=8, **settings)
+    sizes = {"width": 16, "batch_size": 8} | settings
+    return StudyConfig.make(task="classification", profile=profile, out_dir=out_dir, **sizes)
 
 
 @styled

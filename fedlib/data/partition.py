@@ -44,6 +44,33 @@ def partition(config: RunConfig, cases: pd.DataFrame, rows: np.ndarray) -> list[
     return [np.sort(rows[clients == client]) for client in range(config.n_clients)]
 
 
+def held_out(config: RunConfig, data: PreparedDataset) -> list[np.ndarray]:
+    """Return the test rows of each client's site, sorted: dealt like the training cases, after all training (*chosen*)."""
+    return deal_alike(config, data.cases, clients_of(config, data), data.split("test"))
+
+
+def deal_alike(config: RunConfig, cases: pd.DataFrame, clients: list[np.ndarray], rows: np.ndarray) -> list[np.ndarray]:
+    """Deal other rows of a table of cases to the sites of the clients, in each client's share of every class.
+
+    Under by_group a client's share of a group, which is all of it or nothing. In random order, each patient goes to the site
+    furthest below its share: with one case a patient, a site has its share of each class, rounded up or down. So a site may
+    get nothing; and a patient whose class or group no client trains on is at no site.
+    """
+    column = config.group_column if config.partition == "by_group" else "label"
+    kind_of = pd.crosstab(cases["patient"], group_names(cases[column]).rename("kind")).idxmax(axis=1)
+    trained = pd.DataFrame([cases["patient"].iloc[own].map(kind_of).value_counts() for own in clients]).fillna(0)
+    site_of, rng = {}, np.random.default_rng([config.seed, config.n_clients, 1])  # not the stream of the training cases
+    for kind, sizes in cases["patient"].iloc[rows].value_counts().sort_index().groupby(kind_of):
+        if kind not in trained:
+            continue
+        lacking = trained[kind].to_numpy() * (sizes.sum() / trained[kind].sum())
+        for patient in rng.permutation(sizes.index):
+            site_of[patient] = int(lacking.argmax())
+            lacking[site_of[patient]] -= sizes[patient]
+    sites = cases["patient"].iloc[rows].map(site_of).to_numpy()
+    return [np.sort(rows[sites == site]) for site in range(config.n_clients)]
+
+
 def client_shares(n_clients: int, ratio: float = 1.0) -> np.ndarray:
     """Return the fraction of the cases of each client, (n_clients,): the first has `ratio` times the last's."""
     sizes = ratio ** -np.linspace(0, 1, n_clients) if n_clients > 1 else np.ones(1)

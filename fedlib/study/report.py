@@ -36,6 +36,8 @@ Rakotoarisedy et al., SPIE Medical Imaging 2025 ([doi 10.1117/12.3043130](https:
 data and at another size. One row per run: [results.csv](results.csv). Research and teaching only; no medical use."""
 MARGIN = """A margin is to be chosen before the runs, by what loss would matter to a patient. This one was {margin:g}{note}.
 Move it to see how much the verdicts of this table rest on it; a margin that is chosen after the results proves nothing."""
+SITES = "#Is-joining-worth-it-for-each-site?"
+"""The section of notebook 04 that needs the prepared set, and so is not on the index."""
 FURTHER = {
     analysis.training_table: "Budget and training of each arm",
     analysis.federated_vs_local: "What federation is worth: federated minus local-only",
@@ -116,7 +118,9 @@ def _comparison(runs: list[Run], study: StudyConfig, data: dict, table: pd.DataF
     title = f"{data['title']}{' (synthetic)' * data['synthetic']}"
     pages = sorted((study.out_dir / study.task).glob("[0-9]*.html"))
     notebooks = ", ".join(f"[{heading(page)}]({study.task}/{page.name})" for page in pages)
-    about = f"**Data:** {title}; {cases}.", f"**Notebooks:** {notebooks}." * bool(notebooks)
+    about = [f"**Data:** {title}; {cases}.", f"**Notebooks:** {notebooks}." * bool(notebooks)]
+    about += [f"**Site by site:** [is joining worth it for each?]({study.task}/{page.name}{SITES})"
+              for page in pages if page.name.startswith("04")]  # fmt: skip
     yield _text(f"## {tasks.get(study.task).TITLE}, in numbers", *about)
     if table is not None:
         yield _text(

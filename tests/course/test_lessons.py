@@ -14,6 +14,7 @@ from fedlib.config import StudyConfig
 from fedlib.course import lessons
 from fedlib.course.exercises import check_order
 from fedlib.data.dataset import open_prepared
+from fedlib.data.partition import clients_of, held_out
 from fedlib.study.experiment import run
 from fedlib.training.run_store import RunStore
 from tests.helpers import run_config, snapshot
@@ -229,3 +230,14 @@ def test_the_lesson_on_lagging_has_the_same_clients_on_two_sets(tmp_path):
     assert (clear.findings, mild.findings) == ("clear", "mild")
     assert clear.out_dir != mild.out_dir
     assert mild.replace(findings="clear", out_dir=clear.out_dir) == clear
+
+
+def test_the_lesson_on_joining_has_test_cases_at_every_site(tmp_path):
+    lesson = lessons.joining_study(StudyConfig.make(task="segmentation", profile="smoke", out_dir=tmp_path))
+    phantoms = ensure(lesson, fractions=lessons.MOSTLY_TESTED)
+    local = lesson.runs(phantoms.fingerprint, ("local",))
+    assert [run.partition for run in local] == ["unbalanced", "missing_classes", "by_group"]
+    for config in local:
+        assert min(map(len, clients_of(config, phantoms))) >= 2
+        assert min(map(len, held_out(config, phantoms))) >= 1
+        assert len(held_out(config, phantoms)) == 3

@@ -9,7 +9,7 @@ from scipy import stats
 
 from fedlib import analysis
 from fedlib.config import RunConfig, UserError
-from fedlib.data.partition import MIN_CASES, client_shares, clients_of, partition, table
+from fedlib.data.partition import MIN_CASES, client_shares, clients_of, deal_alike, held_out, partition, table
 from fedlib.study import experiment
 from fedlib.training.run_store import RunStore
 from fedlib.views import plots
@@ -249,3 +249,63 @@ def test_a_federation_trains_on_each_rule_and_the_reader_finds_it(images, tmp_pa
     for picture in (plots.comparison(compared), plots.learning_curves(runs)):
         assert "3 clients, label skew" in picture.alt
         assert "3 clients, by group" in picture.alt
+
+
+@pytest.mark.parametrize("rule", [*RULES, "by_group"])
+@given(example=mixed(), seed=st.integers(0, 99))
+@settings(max_examples=50)
+def test_other_cases_are_dealt_whole_to_sites_as_the_training_cases_are(rule, example, seed):
+    cases, rows, k = example
+    try:
+        clients = partitioned(rule, cases, rows, k, seed, group_column="hospital")
+    except UserError:
+        return
+    config = RunConfig(**SIZES, task="classification", mode="local", data_fingerprint="aa", partition=rule, n_clients=k,
+                       seed=seed, group_column="hospital")  # fmt: skip
+    others = np.setdiff1d(np.arange(len(cases)), rows)
+    sites = deal_alike(config, cases, clients, others)
+    assert len(sites) == k
+    dealt = np.concatenate(sites)
+    assert len(set(dealt)) == len(dealt)
+    assert set(dealt) <= set(others)
+    homes = [set(cases.iloc[own]["patient"]) for own in sites]
+    assert len(set.union(*homes)) == sum(map(len, homes)), "no patient is at two sites"
+    assert all(map(np.array_equal, sites, deal_alike(config, cases, clients, others))), "the seed alone decides"
+    column = "hospital" if rule == "by_group" else "label"
+    kinds = pd.crosstab(cases["patient"], cases[column]).idxmax(axis=1)
+    known = kinds[cases["patient"].iloc[rows]].unique()
+    left = np.setdiff1d(others, dealt)
+    assert not kinds[cases["patient"].iloc[left]].isin(known).any(), "all but patients of a kind that nobody trains on"
+    for client, own in zip(clients, sites, strict=True):
+        assert set(kinds[cases["patient"].iloc[own]]) <= set(kinds[cases["patient"].iloc[client]]), "no kind that it lacks"
+
+
+@given(held=st.lists(st.lists(st.integers(0, 30), min_size=4, max_size=4), min_size=1, max_size=6), n=st.integers(0, 40))
+def test_a_site_has_its_share_of_each_class_rounded_up_or_down(held, n):
+    """One case a patient; `held` has the training cases of each client by class, and `n` test cases are of each class."""
+    labels = [
+        (client, name)
+        for client, counts in enumerate(held)
+        for name, c in zip("abcd", counts, strict=True)
+        for _ in range(c)
+    ]
+    test = [(-1, name) for name in "abcd" for _ in range(n)]
+    cases = pd.DataFrame([*labels, *test], columns=["client", "label"])
+    cases["patient"] = cases.index.astype(str)
+    clients = [np.flatnonzero(cases["client"] == client) for client in range(len(held))]
+    config = RunConfig(**SIZES, task="classification", mode="local", data_fingerprint="aa", partition="unbalanced",
+                       n_clients=len(held), seed=1)  # fmt: skip
+    sites = deal_alike(config, cases, clients, np.flatnonzero(cases["client"] == -1))
+    found = np.array([[(cases["label"].iloc[own] == name).sum() for name in "abcd"] for own in sites])
+    trained = np.array(held).sum(axis=0)
+    wanted = n * np.array(held) / np.maximum(trained, 1)
+    assert (np.abs(found - wanted) < 1).all()
+    assert found.sum(axis=0).tolist() == [n * bool(total) for total in trained]
+
+
+def test_test_cases_of_a_group_are_at_its_client_s_site(images):
+    config = run_config(images, "federated", n_clients=3, partition="by_group", group_column="scanner")
+    sites = held_out(config, images)
+    assert sorted(np.concatenate(sites)) == list(images.split("test"))
+    for client, site in zip(clients_of(config, images), sites, strict=True):
+        assert set(images.cases["scanner"].iloc[site]) <= set(images.cases["scanner"].iloc[client])

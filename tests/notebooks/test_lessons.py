@@ -5,11 +5,15 @@ import re
 import shutil
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
+from IPython.display import Markdown
 from papermill.translators import PythonTranslator
 
+from fedlib import analysis
 from fedlib.config import ROOT
 from fedlib.course.exercises import Feedback
+from fedlib.views import plots
 from tests.notebooks.test_notebooks import BOOKS, NAMES, code_cells, tagged
 
 SOLUTION = re.compile(r"<details><summary>Solution</summary>(.*?)</details>", re.DOTALL)
@@ -120,6 +124,15 @@ def evaluated(source, namespace):
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, "cell", "exec"), namespace)
     return eval(compile(ast.Expression(last.value), "cell", "eval"), namespace) if last else None
+
+
+def test_04_without_local_runs_says_that_no_site_can_compare():
+    cells = code_cells("04_compare_results")
+    [n] = [n for n, cell in enumerate(cells) if "alone_and_together" in cell.source]
+    namespace = {"runs": [], "analysis": analysis, "plots": plots, "pd": pd, "Markdown": Markdown}
+    words, picture, matrix = [evaluated(cell.source, namespace) for cell in cells[n : n + 3]]
+    assert "nothing to compare" in words.data
+    assert picture is matrix is None
 
 
 @pytest.fixture(scope="module")

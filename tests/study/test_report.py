@@ -71,6 +71,16 @@ def scores_of(soup, metric):
     return heading.find_next("table").tbody.find_all("tr"), csv_of(heading.find_next("a", download=True))
 
 
+def test_the_index_leads_to_the_matrix_of_sites_in_notebook_04(smoke):
+    links = BeautifulSoup((smoke / "index.html").read_text(), "html.parser").select('a[href*="#Is-joining"]')
+    for task, link in zip(("classification", "segmentation"), links, strict=True):
+        page, _, section = link["href"].partition("#")
+        assert page == f"{task}/04_compare_results.html"
+        soup = BeautifulSoup((smoke / page).read_text(), "html.parser")
+        words = soup.find(id=section).find_next("p").find_next("p")
+        assert "2 clients, balanced: federated is better than the own model at" in " ".join(words.get_text().split())
+
+
 def test_a_moved_and_renamed_study_is_rendered_again_and_nothing_is_trained(smoke, moved):
     before = snapshot(moved / "runs")
     done = python("-m", "fedlib", "report", moved)

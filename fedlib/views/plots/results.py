@@ -19,6 +19,8 @@ from fedlib.views.plots.figure import COLOURS, DASHES, INK, MARKERS, PAGE, SOFT,
 WIDE = 5.6
 """Width of a panel in inches. Panels stand below each other, so that a phone shows them at a legible size."""
 AXES = {"rounds": "round", "steps": "optimizer steps of a client"}
+PALE = sns.diverging_palette(15, 250, s=90, l=65, as_cmap=True)
+"""Red, white, blue: ink is legible on all of it."""
 ENDS = {PLATEAU: r"$\rightarrow$", CLIMBING: r"$\nearrow$", TOO_FEW: "$?$"}
 """Signs at the end of a learning curve, by the state of its training."""
 
@@ -207,6 +209,45 @@ def _client_scores(runs: list[Run], metric: str) -> pd.DataFrame:
             rows.append((*arm, "all", "federated", run.result[metric]))
     columns = ["number of clients", "partition", "seed", "client", "model", "score"]
     return pd.DataFrame(rows, columns=columns).sort_values(columns[:3], kind="stable")
+
+
+@styled
+def by_site(tables: dict[str, pd.DataFrame]) -> AccessibleFigure:
+    """Plot tables of `analysis.by_site` by title: each model's score on the test cases of each site.
+
+    A cell also has the difference from the site's own local model, and its colour: blue is better, red is worse.
+    """
+    numbers = pd.concat(tables, names=["partition"]).reset_index("partition")
+    reach = np.nanmax([numbers["difference"].abs().max(), 0.01])  # white stays white where nothing differs
+    heights, words = [table["model"].nunique() for table in tables.values()], []
+    sizes = {"figsize": (WIDE, 1 + sum(0.45 * rows + 0.8 for rows in heights)), "height_ratios": heights}
+    colours = {"cmap": PALE, "vmin": -reach, "vmax": reach, "cbar": False, "linewidths": 2, "linecolor": PAGE}
+    figure, axes = plt.subplots(len(tables), 1, squeeze=False, **sizes)
+    for axis, (title, table) in zip(axes[:, 0], tables.items(), strict=True):
+        patients, size = table.groupby("site")["n_patients"].max(), min(8, 72 / table["site"].nunique())
+        differences, inside = _site_cells(table)
+        written = {"annot": inside, "fmt": "", "annot_kws": {"size": size, "color": INK}}
+        sns.heatmap(differences.fillna(0), mask=inside == "no test case", ax=axis, **written, **colours)
+        axis.set_xticklabels([f"site {site}\nn = {n}" for site, n in patients.items()], fontsize=size)
+        axis.set(title=title.replace("_", " "), xlabel="", ylabel="", facecolor="lightgrey")
+        axis.tick_params(axis="y", rotation=0)
+        told = inside[~inside.index.str.startswith("local")].replace("\n", " ", regex=True)
+        words += [f"{title}, {name}: {', '.join(row)}" for name, row in told.iterrows()]
+    label, place = "difference from the site's own model", {"fraction": 0.02, "pad": 0.02, "aspect": 40}
+    bar = figure.colorbar(axis.collections[0], ax=axes, location="bottom", **place)
+    bar.set_label(f"{label} (red: worse, blue: better)")
+    alt = f"Scores of joint models at each site, each with the {label}. {'; '.join(words)}."
+    return accessible_figure(figure, alt, numbers)
+
+
+def _site_cells(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the differences from the own model, models by sites, and what the cells say: score and difference."""
+    cells = table.pivot(index="model", columns="site", values=["value", "difference"]).loc[table["model"].unique()]
+    scores, differences = cells["value"], cells["difference"]
+    inside = scores.map("{:.2f}".format) + differences.map("\n{:+.2f}".format).replace("\n+nan", "")
+    for site in scores:
+        inside.loc[inside.index == f"local {site}", site] += "\nown"
+    return differences, inside.where(scores.notna(), "no test case")
 
 
 @styled
