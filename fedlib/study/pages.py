@@ -94,7 +94,7 @@ def markdown(source: str) -> str:
 def table(numbers: str | pd.DataFrame, label: str = "table") -> str:
     """Return a data frame, or CSV, as HTML: three decimals, nothing for NaN; the first column names the rows."""
     frame = pd.read_csv(io.StringIO(numbers)) if isinstance(numbers, str) else numbers
-    return tidy(frame.to_html(index=False, border=0, na_rep="", float_format="{:.3f}".format), label)
+    return tidy(frame.to_html(index=False, border=0, na_rep="", float_format="{:z.3f}".format), label)
 
 
 def download(csv: str, label: str) -> str:
@@ -137,9 +137,13 @@ def _name_headers(table: Tag) -> None:
 
 
 def _align(table: Tag) -> None:
-    """Set columns of words from the left; numbers stay on the right. Tables with joined cells are left as they are."""
+    """Set columns of words from the left, and of a table with joined cells what names a row; numbers stay on the right."""
     rows = [row.find_all(["th", "td"], recursive=False) for row in table.find_all("tr")]
     if table.find(["th", "td"], rowspan=True) or len({len(cells) for cells in rows}) != 1:
+        n_names = max(len(row.find_all("th")) for row in table.select("tbody tr"))
+        names = [cell for row in table.select("thead tr") for cell in row.find_all(["th", "td"])[:n_names]]
+        for cell in [*names, *table.select("tbody th")]:
+            cell["class"] = ["text"]
         return
     for column in zip(*rows, strict=True):
         if not all(NUMBERS.fullmatch(cell.get_text(strip=True)) for cell in column if not cell.find_parent("thead")):
