@@ -137,13 +137,9 @@ def _name_headers(table: Tag) -> None:
 
 
 def _align(table: Tag) -> None:
-    """Set columns of words from the left, and of a table with joined cells what names a row; numbers stay on the right."""
+    """Set columns of words from the left; numbers stay on the right. Tables with joined cells are left as they are."""
     rows = [row.find_all(["th", "td"], recursive=False) for row in table.find_all("tr")]
     if table.find(["th", "td"], rowspan=True) or len({len(cells) for cells in rows}) != 1:
-        n_names = max(len(row.find_all("th")) for row in table.select("tbody tr"))
-        names = [cell for row in table.select("thead tr") for cell in row.find_all(["th", "td"])[:n_names]]
-        for cell in [*names, *table.select("tbody th")]:
-            cell["class"] = ["text"]
         return
     for column in zip(*rows, strict=True):
         if not all(NUMBERS.fullmatch(cell.get_text(strip=True)) for cell in column if not cell.find_parent("thead")):

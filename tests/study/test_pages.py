@@ -93,16 +93,6 @@ def test_numbers_are_on_the_right_and_words_and_hashes_can_break():
     assert ["text" in cell.get("class", []) for cell in cells] == [False, False, True, True]
 
 
-def test_names_of_rows_are_on_the_left_where_cells_are_joined():
-    frame = pd.DataFrame(
-        {"length": [5.1, 3.8]}, pd.MultiIndex.from_product([["balanced"], [1, "mean"]], names=["kind", "who"])
-    )
-    soup = BeautifulSoup(pages.tidy(frame.to_html()), "html.parser")
-    assert all("text" in cell["class"] for cell in soup.select("tbody th"))
-    assert [cell.get_text() for cell in soup.select("thead .text")] == ["", "", "kind", "who"]
-    assert not soup.select("td.text:not(thead td)")
-
-
 def test_nothing_small_is_minus_zero():
     assert "-0.000" not in pages.table(pd.DataFrame({"change": [-0.0001]}))
 

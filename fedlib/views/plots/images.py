@@ -116,7 +116,7 @@ def contours(
 
     `predictions` maps a title to label volumes (len(rows), X, Y, Z); `titles` names the columns, such as worst and best.
     """
-    figure, axes = grid(1 + len(predictions), len(rows), 1.9)
+    figure, axes = grid(1 + len(predictions), len(rows), 1.6)
     shown = {"truth" if data.manifest["synthetic"] else "expert": data.labels[rows]} | dict(predictions)
     names, scores = list(data.cases["case"].iloc[rows]), []
     for line, (title, volumes) in zip(axes, shown.items(), strict=True):
