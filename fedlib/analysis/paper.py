@@ -60,7 +60,7 @@ def settings(runs: list[Run], study: AnalysisConfig | None = None) -> pd.DataFra
 
 
 def protocol(runs: list[Run]) -> pd.DataFrame:
-    """Return the study's protocol beside these runs: what, protocol, origin of that value, this_run (empty: no setting).
+    """Return the study's protocol beside these runs: what, protocol, origin of that value, this run (empty: no setting).
 
     Settings of the runs that the protocol does not name follow it.
     """
@@ -76,7 +76,7 @@ def protocol(runs: list[Run]) -> pd.DataFrame:
         found = {getattr(config, field) for config in shown} if field in RunConfig.model_fields else set()
         value = row["value"] if isinstance(row["value"], list) else [row["value"]]
         rows.append((row["what"], _listed(value), ORIGINS[row["origin"]], _listed(sorted(found))))
-    return pd.DataFrame(rows, columns=["what", "protocol", "origin", "this_run"])
+    return pd.DataFrame(rows, columns=["what", "protocol", "origin", "this run"])
 
 
 def _listed(values: list) -> str:
@@ -102,7 +102,7 @@ def in_short(trend: pd.DataFrame, effect: pd.DataFrame, gain: pd.DataFrame) -> l
 
 
 def _range(values: pd.Series) -> str:
-    return " to ".join(dict.fromkeys(f"{value:+.3f}" for value in (values.min(), values.max())))
+    return " to ".join(dict.fromkeys(f"{value:+z.3f}" for value in (values.min(), values.max())))
 
 
 def _directions(rows: pd.DataFrame) -> str:
@@ -135,6 +135,9 @@ def _answer(metric: str, arms: pd.DataFrame, trend: pd.DataFrame, effect: pd.Dat
     if climbing := (pd.concat([central, federated])["training"] == CLIMBING).sum():
         said.append(f"**Not finished training**: {climbing} of {n + 1} arms were still improving when they ended, so their "
                     "verdicts are about the length of the training as much as about federation.")  # fmt: skip
+    local = arms.loc[arms["mode"] == "local", "training"]
+    if climbing := (local == CLIMBING).sum():
+        said.append(f"{climbing} of {len(local)} local arms had not finished training: a gain over them may shrink.")
     slopes = [f"{bracketed(row.slope, row.low, row.high, '+')} ({row.partition})" for row in trend.itertuples()]
     if slopes:
         said.append(f"Change with every doubling of the number of clients: {_listed(slopes)}.")

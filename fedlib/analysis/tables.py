@@ -12,7 +12,7 @@ DETAILS = ["how", "difference_how", "margin_note", "margin", "smallest_margin", 
            "paired_patients"]  # fmt: skip
 """Columns for those who compute with the table."""
 SIGNED = ("change", "paper_change", "difference_mean")
-FIRST = ["source", "arm", "partition", "n_clients", "metric", "verdict", "training", "difference", "direction", "value",
+FIRST = ["source", "arm", "partition", "n_clients", "metric", "verdict", "training", "difference", "value", "direction",
          "this_run", "paper"]  # fmt: skip
 """Columns that come first, in this order."""
 TITLES = {"value": "score", "n_patients": "patients", "n_clients": "clients", "paper_says": "the paper says",
@@ -32,6 +32,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         table = table.assign(arm=[arm_name(row) for row in table.itertuples()]).drop(columns=ARM)
     if "metric" in table:
         table["metric"] = table["metric"].map(lambda metric: tasks.NAMES.get(metric, metric))
+    if "class" in table:
+        table["class"] = table["class"].str.replace("_", " ")
     table = table.apply(_as_text)
     first = [name for name in FIRST if name in table]
     table = table.loc[:, [*first, *(name for name in table if name not in first and (table[name] != "").any())]]
@@ -39,10 +41,10 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def bracketed(value: float, low: float, high: float, sign: str = "") -> str:
-    """Return `0.812 [0.790, 0.834]`; without an interval `0.812`; nothing without a value."""
+    """Return `0.812 [0.790, 0.834]`; without an interval `0.812`; nothing without a value. Never `-0.000`."""
     if pd.isna(value):
         return ""
-    return f"{value:{sign}.3f}" + ("" if pd.isna(low) else f" [{low:{sign}.3f}, {high:{sign}.3f}]")
+    return f"{value:{sign}z.3f}" + ("" if pd.isna(low) else f" [{low:{sign}z.3f}, {high:{sign}z.3f}]")
 
 
 def _as_text(column: pd.Series) -> pd.Series:
@@ -50,4 +52,4 @@ def _as_text(column: pd.Series) -> pd.Series:
     if not pd.api.types.is_float_dtype(column):
         return column.astype(object).where(column.notna(), "").astype(str)
     sign = "+" if column.name in SIGNED else ""
-    return column.map(lambda value: "" if pd.isna(value) else f"{value:{sign}.3f}")
+    return column.map(lambda value: "" if pd.isna(value) else f"{value:{sign}z.3f}")

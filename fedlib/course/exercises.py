@@ -195,7 +195,9 @@ def check_order(answer: Iterable[str], measured: Mapping[str, float]) -> Feedbac
     values = {str(name): float(value) for name, value in dict(measured).items()}
     if isinstance(answer, set | frozenset | Mapping):
         raise TypeError(f"expected a list, because a {type(answer).__name__} has no order.")
-    predicted = [str(name) for name in read(list, named(answer), "a list of names")]
+    spelt = {name.lower(): name for name in values}
+    predicted = [str(name).strip() for name in read(list, named(answer), "a list of names")]
+    predicted = [spelt.get(name.lower(), name) for name in predicted]
     if sorted(predicted) != sorted(values):
         return Feedback(False, f"expected a list of all of these names, each once: {listed(values)}.")
     found = ", ".join(f"{name} {values[name]:.2f}" for name in sorted(values, key=values.get, reverse=True))
@@ -232,6 +234,7 @@ def check_megabytes(n_weights: int, n_clients: int, rounds: int) -> Solution:
         "a weight of 32 bits has 4 bytes.": right * 8,
         "that counts one byte for a weight, which has 4.": right / 4,
         "expected MB, not bytes.": right * 1e6,
+        "a MB is a million bytes here, not 2^20.": right * 1e6 / 2**20,
     }
     return Solution(right, "both ways, every client, every round.", mistakes, rtol=0.02)
 
@@ -266,7 +269,7 @@ def check_verdicts(answer: dict[str, str], arms: pd.DataFrame, margin: float) ->
     if missing := set(arms.index) - set(given):
         return Feedback(False, f"a verdict is missing for {listed(missing)}.")
     for arm, row in arms.iterrows():
-        said = str(given[arm]).strip().lower()
+        said = str(given[arm]).strip().lower().replace("non inferior", "non-inferior")
         if said not in NEEDED:
             return Feedback(False, f"{arm}: {given[arm]!r} is none of {listed(NEEDED)}.")
         if said != verdict(row["95% low"], row["95% high"], margin):

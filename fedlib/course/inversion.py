@@ -102,7 +102,7 @@ def attacks(images: torch.Tensor, labels: torch.Tensor, seed: int, steps: int) -
         target, n_images = shared(smooth, images, labels, *how), how[0] * how[1]
         found[condition] = {
             "first layer": max(neurons, key=lambda image: similarity(image, images)),
-            "optimisation": by_optimisation(smooth, target, labels[:n_images], steps)[0],
+            "search": by_optimisation(smooth, target, labels[:n_images], steps)[0],
         }
     return pd.DataFrame.from_dict(found, "index")
 

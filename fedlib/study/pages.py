@@ -94,7 +94,7 @@ def markdown(source: str) -> str:
 def table(numbers: str | pd.DataFrame, label: str = "table") -> str:
     """Return a data frame, or CSV, as HTML: three decimals, nothing for NaN; the first column names the rows."""
     frame = pd.read_csv(io.StringIO(numbers)) if isinstance(numbers, str) else numbers
-    return tidy(frame.to_html(index=False, border=0, na_rep="", float_format="{:.3f}".format), label)
+    return tidy(frame.to_html(index=False, border=0, na_rep="", float_format="{:z.3f}".format), label)
 
 
 def download(csv: str, label: str) -> str:

@@ -28,18 +28,22 @@ How do the number of clients and an unbalanced data distribution change what fed
 training on all data in one place?
 
 ## What this study found"""
-READING = """Each federated arm is compared with the centralized run, patient by patient, by the interval of the difference.
-*equivalent*: it lies within the margin on both sides; *superior*: not so, and it lies above zero; *non-inferior*: neither,
-and a loss of the margin is ruled out; *inferior*: a loss of more than the margin is shown; *inconclusive*: these patients
-cannot tell, which is not the same as equal. Verdicts are not corrected for their number. The question is that of
-Rakotoarisedy et al., SPIE Medical Imaging 2025 ([doi 10.1117/12.3043130](https://doi.org/10.1117/12.3043130)), with other
-data and at another size. One row per run: [results.csv](results.csv). Research and teaching only; no medical use."""
+READING = """Each federated arm (a number of clients with a partition) is compared with the centralized run, patient by
+patient, by the interval of the difference. *equivalent*: it lies within the margin on both sides; *superior*: not so, and
+it lies above zero; *non-inferior*: neither, and a loss of the margin is ruled out; *inferior*: a loss of more than the
+margin is shown; *inconclusive*: these patients cannot tell, which is not the same as equal. Verdicts are not corrected for
+their number. Macro sensitivity is the mean of the classes' sensitivities; DSC, the Dice similarity coefficient, is the
+overlap with the true structure, from 0 to 1. The question is that of Rakotoarisedy et al., SPIE Medical Imaging 2025 ([doi
+10.1117/12.3043130](https://doi.org/10.1117/12.3043130)), with other data and at another size. One row per run:
+[results.csv](results.csv). Research and teaching only; no medical use."""
 MARGIN = """A margin is to be chosen before the runs, by what loss would matter to a patient. This one was {margin:g}{note}.
 Move it to see how much the verdicts of this table rest on it; a margin that is chosen after the results proves nothing."""
 SITES = "#Is-joining-worth-it-for-each-site?"
 """The section of notebook 04 that needs the prepared set, and so is not on the index."""
+TRAINING = """All arms see each training image equally often; the steps are those of the client with the fewest, and the
+most. *plateau*: in the last quarter of the rounds the validation score gained at most half the margin over the quarter
+before. A verdict on an arm that had *not finished training* says as much about its length as about federation."""
 FURTHER = {
-    analysis.training_table: "Budget and training of each arm",
     analysis.federated_vs_local: "What federation is worth: federated minus local-only",
     analysis.partition_effect: "What the partition does: each minus balanced, federated",
     analysis.client_trend: "Trend over the number of clients, federated",
@@ -115,7 +119,7 @@ def caveats(runs: list[Run], study: StudyConfig, data: dict[str, Any]) -> Iterat
 def _comparison(runs: list[Run], study: StudyConfig, data: dict, table: pd.DataFrame | None, further: dict) -> Iterator:
     """Yield the cells of a task's tables and figures; the tables are there when the runs can be compared."""
     cases = f"{data['train']} cases for training, {data['val']} for validation, {data['test']} for the test"
-    title = f"{data['title']}{' (synthetic)' * data['synthetic']}"
+    title = f"{data['title']}{' (synthetic)' * (data['synthetic'] and 'synthetic' not in data['title'])}"
     pages = sorted((study.out_dir / study.task).glob("[0-9]*.html"))
     notebooks = ", ".join(f"[{heading(page)}]({study.task}/{page.name})" for page in pages)
     about = [f"**Data:** {title}; {cases}.", f"**Notebooks:** {notebooks}." * bool(notebooks)]
@@ -127,6 +131,9 @@ def _comparison(runs: list[Run], study: StudyConfig, data: dict, table: pd.DataF
             f"Difference: from the centralized run, paired by patient. In brackets: {study.level} intervals over the test "
             "patients. The paper: figures of its abstract, from its own data."
         )
+        training = analysis.training_table(runs, study)
+        yield _text(f"### Budget and training, {study.task}", TRAINING)
+        yield _table("Budget and training of each arm", analysis.readable(training), training)
         for metric, arms in table.groupby("metric", sort=False):
             name = tasks.NAMES[metric]
             yield _text(f"### Test {name}")

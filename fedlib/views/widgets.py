@@ -19,6 +19,8 @@ from fedlib.views.plots.images import draw_slice, outline_key
 
 MOST_IMAGES, MOST_VOLUMES, MOST_SLICES, MOST_RUNS, MOST_ROUNDS = 16, 3, 8, 3, 6
 """Limits of a player's frames: a page stays light, and drawing takes a few seconds."""
+SIGNS = "os^DvP*X"
+"""Markers of clients, so that no line depends on its colour."""
 RATIOS, ALPHAS = (2, 10), (10, 2, 0.5, 0.1)
 """Settings of a partition, from even to uneven."""
 
@@ -163,7 +165,7 @@ def _losses(axis: plt.Axes, clients: pd.DataFrame, number: int) -> pd.Series:
     for at, (client, loss) in enumerate(losses.loc[:number].items()):
         weight = f"{weights[client]:.2f}" if weights[client] else "absent"
         style = {"color": SERIES[at % len(SERIES)], "ls": DASHES[at // len(SERIES) % len(DASHES)]}
-        axis.plot(loss, marker="o", ms=3, lw=1.4, label=f"client {client}: {weight}", **style)
+        axis.plot(loss, marker=SIGNS[at % len(SIGNS)], ms=4, lw=1.4, label=f"client {client}: {weight}", **style)
     axis.set(title="training loss of each client", xlabel="round", xlim=(0.5, len(losses) + 0.5))
     axis.set_ylim(0, 1.05 * losses.max(axis=None))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -228,8 +228,8 @@ def test_every_row_of_the_protocol_has_an_origin_and_this_run_s_value(store, tas
     ]
     table = analysis.protocol(runs).set_index("what")
     assert set(table["origin"]) == {"from the paper", "from the first author's scripts", "inferred", "chosen"}
-    assert table.loc["rounds", "this_run"] == str(runs[0].config.rounds)
-    assert table.loc["clients", "this_run"] == str(runs[0].config.n_clients)
+    assert table.loc["rounds", "this run"] == str(runs[0].config.rounds)
+    assert table.loc["clients", "this run"] == str(runs[0].config.n_clients)
     assert table.index.is_unique
 
 
@@ -244,8 +244,28 @@ def test_an_arm_that_still_improves_has_not_finished_training(store):
     budget = analysis.training_table(runs)
     assert budget["epochs"].tolist() == [2, 2]
     assert budget["most_steps"].tolist() == [2, 2], "8 cases in batches of 8, two epochs"
+    local = write_run(store, "local", [shifted(LOSS)] * 2, curve=climbing)
+    words = analysis.answer(analysis.compare([*runs, local]))
+    assert all("1 of 1 local arms had not finished training: a gain over them may shrink." in text for text in words)
     finished = [runs[0], write_run(store, "federated", shifted(LOSS), n_clients=4)]
     assert "Not finished" not in " ".join(analysis.answer(analysis.compare(finished)))
+
+
+def test_a_tiny_loss_is_not_written_as_minus_zero(store):
+    runs = [write_run(store, "centralized", central_dice())]
+    runs += [write_run(store, "federated", shifted([-0.0001] * 8), n_clients=n) for n in (2, 4)]
+    runs.append(write_run(store, "local", [shifted([0] * 8)] * 2))
+    table, trend = analysis.compare(runs), analysis.client_trend(runs)
+    told = analysis.in_short(trend, analysis.partition_effect(runs), analysis.federated_vs_local(runs))
+    told += [*analysis.answer(table, trend), analysis.readable(table).to_string(), analysis.readable(trend).to_string()]
+    told.append(analysis.readable(analysis.seed_spread(runs)).to_string())
+    assert "+0.000" in told[0]
+    assert not any("-0.000" in text for text in told)
+
+
+def test_a_class_is_named_as_in_the_pictures():
+    table = pd.DataFrame({"class": ["Lung_Opacity"], "value": [0.9]})
+    assert analysis.readable(table)["class"].tolist() == ["Lung Opacity"]
 
 
 def test_a_client_that_was_absent_took_no_steps():

@@ -105,9 +105,10 @@ def test_a_page_fits_a_phone_and_paper(smoke, opened, name):
     page.set_viewport_size({"width": 720, "height": 1000})  # A4 within its margins
     page.emulate_media(media="print")
     assert page.evaluate("document.documentElement.scrollWidth") <= 720
-    folded = page.locator("main details:not([open], .solution, .answer) table")
+    assert page.locator("figure > details:visible").count() == 0, "paper has a figure, and not its numbers again"
+    folded = page.locator("main details:not([open], .solution, .answer, figure > *) table")
     assert all(folded.nth(n).bounding_box()["height"] > 10 for n in range(folded.count())), "paper cannot unfold"
-    titles = page.locator("main details:not(.solution, .answer, .frame[hidden] *) > summary").all()
+    titles = page.locator("main details:not(.solution, .answer, figure > *, .frame[hidden] *) > summary").all()
     assert all(title.is_visible() for title in titles), "what is unfolded keeps its name"
     assert page.locator(".solution:visible, .answer:visible").count() == 0, "paper is handed out"
     clipped = page.eval_on_selector_all(".table", "all => all.filter(one => one.scrollWidth > one.clientWidth + 1).length")

@@ -78,6 +78,7 @@ RIGHT = [
     (exercises.check_order, np.array(["even", "same", "uneven"]), (MEASURED,)),
     (exercises.check_travels, ", ".join(sorted(TRAVELS)), ()),
     (exercises.check_order, "even, same, uneven", (MEASURED,)),
+    (exercises.check_order, ["Even", " same", "UNEVEN"], (MEASURED,)),
 ]
 # answer, what it is checked against, and a word of what the check must say
 NOT_YET = [
@@ -132,6 +133,7 @@ NOT_YET = [
     (exercises.check_megabytes, 16, (1e6, 3, 2), "every client"),
     (exercises.check_megabytes, 384, (1e6, 3, 2), "4 bytes"),
     (exercises.check_megabytes, 48e6, (1e6, 3, 2), "not bytes"),
+    (exercises.check_megabytes, 48e6 / 2**20, (1e6, 3, 2), "2^20"),
     (exercises.check_pull, 0.1 * (START - WEIGHTS), (WEIGHTS, START, 0.1), "against the gradient"),
     (exercises.check_pull, WEIGHTS - START, (WEIGHTS, START, 0.1), "μ is missing"),
     (exercises.check_pull, 0.2 * (WEIGHTS - START), (WEIGHTS, START, 0.1), "twice"),
@@ -306,6 +308,7 @@ VERDICTS = {"A": "equivalent", "B": "non-inferior", "C": "inferior", "D": "incon
 
 def test_verdicts_follow_from_the_intervals():
     assert exercises.check_verdicts(VERDICTS, ARMS, 0.05).right
+    assert exercises.check_verdicts(VERDICTS | {"B": "non inferior"}, ARMS, 0.05).right
     assert exercises.check_verdicts({arm: verdict.title() for arm, verdict in VERDICTS.items()}, ARMS, 0.05).right
     assert exercises.check_verdicts(None, ARMS, 0.05).right is None
 

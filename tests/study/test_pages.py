@@ -100,6 +100,10 @@ def test_names_of_rows_and_their_headers_are_on_the_left():
     assert "tbody th, .text, .name { text-align: left; }" in pages.STYLE
 
 
+def test_nothing_small_is_minus_zero():
+    assert "-0.000" not in pages.table(pd.DataFrame({"change": [-0.0001]}))
+
+
 def test_code_is_no_mathematics(tmp_path):
     soup = rendered(tmp_path, v4.new_markdown_cell("# Costs\n\n`$HOME` and $x$\n\n```sh\necho $A $B\n```\n\n## Then"))
     assert [code.get_text().strip() for code in soup.find_all(["code", "pre"])] == ["$HOME", "echo $A $B"]

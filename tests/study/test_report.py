@@ -267,7 +267,7 @@ def test_one_score_for_one_arm_in_table_figure_and_results_csv(tmp_path):
         rows, table = scores_of(soup, metric)
         expected = [means.loc[tuple(row), metric] for row in table.fillna({"partition": "none"})[arm].to_numpy()]
         assert table["value"].tolist() == pytest.approx(expected, abs=1e-5)
-        shown = [row.find_all("td")[4].get_text().split(" ")[0] for row in rows]
+        shown = [row.find_all("td")[3].get_text().split(" ")[0] for row in rows]
         assert shown == [f"{value:.3f}" for value in expected]
         drawn = figures[f"Test {tasks.NAMES[metric]} by number of clients, with intervals."]
         assert drawn["value"].tolist() == pytest.approx(expected, abs=1e-5)
@@ -289,6 +289,17 @@ def test_the_index_answers_the_question_in_one_sentence(tmp_path):
     assert "by +0.000 with unbalanced instead of balanced clients (no difference shown in 6 of 6)" in sentence
     assert f"(lower in 4 of {len(trend)})" in sentence, "made-up scores fall with the number of clients"
     assert f"(higher in 12 of {len(gain)})" in sentence
+
+
+def test_whether_training_had_finished_is_told_unfolded_before_the_verdicts(smoke):
+    soup, _ = page_of(smoke)
+    for task in tasks.TASKS:
+        (heading,) = (each for each in soup.find_all("h3") if each.string == f"Budget and training, {task}")
+        table = heading.find_next("table")
+        assert table.find_parent("details") is None
+        assert len(table.tbody.find_all("tr")) == 5
+        assert "half the margin" in heading.find_next("p").get_text()
+        assert heading.find_next("h3").string.startswith("Test ")
 
 
 def test_a_clear_gain_is_green_and_a_clear_loss_is_not(tmp_path):

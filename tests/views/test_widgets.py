@@ -214,7 +214,7 @@ def test_a_round_shows_what_the_tables_say(runs, data, figures):
         assert predictions.lines[1].get_ydata().tolist() == cases["dice_Myo"].tolist()
 
 
-def test_clients_differ_in_colour_or_dashes_and_nothing_is_clipped(tmp_path, figures):
+def test_clients_differ_without_colour_too_and_nothing_is_clipped(tmp_path, figures):
     """Sixteen clients: the fault of lines that were all blue, and of labels that ran off the top."""
     config = StudyConfig.make(profile="smoke", out_dir=tmp_path, client_counts=16).runs("f" * 64, ("federated",))[0]
     record = RunStore(tmp_path).begin(config)
@@ -225,7 +225,7 @@ def test_clients_differ_in_colour_or_dashes_and_nothing_is_clipped(tmp_path, fig
     widgets.round_player(record.finish({}, {"weights_sha256": "w"}))
     for figure in figures:
         figure.draw_without_rendering()
-        styles = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
+        styles = {(line.get_marker(), line.get_linestyle()) for line in figure.axes[0].lines}
         assert len(styles) == 16
         texts = [text for axis in figure.axes for text in (axis.title, axis.xaxis.label)]
         texts += figure.legends[0].get_texts()

@@ -84,7 +84,7 @@ def _with_numbers(figure: plt.Figure, table: pd.DataFrame, columns: list[str], w
     _legend(figure)
     numbers = table.assign(arm=[arm_name(arm) for arm in table.itertuples()], metric=table["metric"].map(tasks.NAMES))
     found = [
-        f"{metric}: {', '.join(f'{arm} {value:.3f}' for arm, value in zip(part['arm'], part[columns[0]], strict=True))}"
+        f"{metric}: {', '.join(f'{arm} {value:z.3f}' for arm, value in zip(part['arm'], part[columns[0]], strict=True))}"
         for metric, part in numbers.groupby("metric", sort=False)
     ]
     return accessible_figure(
