@@ -2,8 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
-from functools import reduce
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ import click
 from data_prep import quality, sources
 from data_prep.cardiac import Settings
 from data_prep.duplicates import NEAR_BITS
-from data_prep.nifti import SPACING_MM
+from data_prep.merge import merge
 from data_prep.pipeline import CORES
-from fedlib.config import UserError
+from data_prep.splits import shares
+from fedlib.config import UserError, validated
 from fedlib.data.dataset import PreparedDataset
 
 HELP = """Turn raw images into a prepared set that the study trains on.
@@ -25,6 +25,65 @@ and how to get the images: data_prep/README.md.
 
 Then: python -m fedlib study --task ... --data DIR
 """
+app = click.Group(help=HELP)
+
+
+def option(names: str, kind: Any, help: str, **more: Any) -> click.Option:
+    """Return an option by its name and, where it is another one, that of its argument."""
+    return click.Option(names.split(), type=kind, help=help, show_default=True, **more)
+
+
+def flag(name: str, help: str) -> click.Option:
+    """Return an option without a value."""
+    return option(name, bool, help, is_flag=True)
+
+
+def add(name: str, prepare: Callable[..., PreparedDataset], params: list[click.Parameter], help: str) -> None:
+    """Add a command that passes its options to `prepare` and tells what is in the set."""
+    app.add_command(click.Command(name, params=params, callback=lambda **given: _tell(prepare(**given)), help=help))
+
+
+def _volumes(adapter: str, **given: Any) -> PreparedDataset:
+    settings = validated(Settings, {name: given.pop(name) for name in vars(Settings())})
+    return sources.prepare_cardiac(adapter, settings=settings, **given)
+
+
+def _settings(defaults: Settings) -> list[click.Option]:
+    """Return an option for each setting, which takes text as it is written: `Settings` explains and checks them."""
+    options = []
+    for name, value in vars(defaults).items():
+        names = f"--{name.removesuffix('_mm').replace('_', '-')} {name}"
+        text = {} if value is None else {"default": str(value).strip("()").replace(" ", "")}
+        options.append(option(names, str, Settings.__pydantic_fields__[name].description, **text))
+    return options
+
+
+PATH, WORDS, WHOLE = click.Path(path_type=Path), click.Choice, click.IntRange
+SIDES = "image: a patient and duplicates may be on both sides, and reports say so."
+SPLITS = "Percent of train, val and test, as in 80,10,10; without: 60,10,30."
+SIDE = "Side of a prepared image in pixels."
+OUT = [
+    option("--out", PATH, "Folder of the prepared set.", required=True),
+    flag("--overwrite", "Replace the prepared set that is there."),
+]
+SPLITTING = [
+    option("--seed", WHOLE(0), "Seed of the splits and, for phantoms, of the images.", default=0),
+    option("--fractions", str, SPLITS, callback=lambda _, __, text: text if text is None else shares(text)),
+    option("--split-by", WORDS(["patient", "image"]), SIDES, default="patient"),
+]
+PHANTOMS = [*OUT, *SPLITTING, option("--keep-raw", PATH, "Keep the raw files, in the layout of real data, in this folder.")]
+FILES = [
+    option("--input source", PATH, "Folder or zip with the raw images; a zip is not unpacked.", required=True),
+    *OUT,
+    *SPLITTING,
+    option(
+        "--near near_bits", WHOLE(0, 64), "Bits of 256 in which hashes of near-duplicates may differ.", default=NEAR_BITS
+    ),
+    option(
+        "--on-bad", WORDS(["stop", "skip"]), "At a case that cannot be used: stop, or list it in qc.csv.", default="stop"
+    ),
+    option("--jobs", WHOLE(1, 256), "Cases read at a time.", default=CORES),
+]
 CARDIAC_HELP = {
     "mmwhs": "Cardiac volumes in pairs *_image.nii.gz and *_label.nii.gz, with label values for LV and myocardium.\n\n"
     "Thick slices (short-axis MRI, say): --modality mr --spacing 2.5,2.5,6 --size 64,64,16",
@@ -33,148 +92,61 @@ CARDIAC_HELP = {
     "msd": "The layout of the Medical Segmentation Decathlon and of nnU-Net: imagesTr, labelsTr, dataset.json.\n\n"
     "--lv and --myo are names in dataset.json, or values.",
 }
-
-
-class Numbers(click.ParamType):
-    """A number, or several with commas between, each from `low` to `high`, for which `also` holds."""
-
-    name = "numbers"
-
-    def __init__(
-        self, count: int, low: float, high: float, expected: str, also: Callable[..., bool] = lambda *numbers: True
-    ):
-        self.count, self.low, self.high, self.expected, self.also = count, low, high, expected, also
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the numbers in a text. Raises UserError with option, value, and what was expected."""
-        try:
-            numbers = tuple(map(float, value.split(",")))
-        except ValueError:
-            numbers = ()
-        inside = len(numbers) == self.count and all(self.low <= number <= self.high for number in numbers)
-        if not inside or not self.also(*numbers):
-            raise UserError(f"{param.opts[0]} {value}: expected {self.expected}")
-        return numbers if self.count > 1 else numbers[0]
-
-
-SHARES = Numbers(3, 1, 98, "3 percentages with the sum 100, as in 80,10,10", lambda *shares: abs(sum(shares) - 100) < 1e-6)
-SPACING = Numbers(3, *SPACING_MM, f"3 numbers from {SPACING_MM[0]:g} to {SPACING_MM[1]:g}, as in 2,2,2")
-SIZE = Numbers(3, 8, 8192, "3 multiples of 8, as in 96,96,96", lambda *sides: not any(side % 8 for side in sides))
-WINDOW = Numbers(2, -1e6, 1e6, "2 numbers, the smaller one first, as in -160,440", lambda low, high: low < high)
-MARGIN, SHARE = Numbers(1, 0, 1000, "a number from 0 to 1000"), Numbers(1, 0, 1, "a number from 0 to 1")
-
-
-def option(names: str, kind: Any, help: str, default: Any = None, **more: Any) -> Callable:
-    """Return an option by its name and, where it is another one, that of its argument."""
-    return click.option(*names.split(), type=kind, help=help, **({} if default is None else {"default": default}), **more)
-
-
-def options(*several: Callable) -> Callable:
-    """Return a decorator that gives a command these options, in this order."""
-    return lambda command: reduce(lambda function, option: option(function), reversed(several), command)
-
-
-PATH, WORDS, WHOLE = click.Path(path_type=Path), click.Choice, click.IntRange
-PERCENT = "Percent of train, val and test, as in 80,10,10; without: 60,10,30."
-IMAGE = "image: a patient and duplicates may be on both sides, and reports say so."
-KEEP = "Keep the raw files, in the layout of the real data, in this new folder."
-SIDE = "Side of a prepared image in pixels."
-OUT = option("--out", PATH, "Folder of the prepared set.", required=True)
-SPLITTING = (
-    option("--seed", WHOLE(0), "Seed of the splits and, for phantoms, of the images.", 0),
-    option("--fractions percent", SHARES, PERCENT),
-    option("--split-by", WORDS(["patient", "image"]), IMAGE, "patient"),
-    option("--overwrite", bool, "Replace the prepared set that is there.", is_flag=True),
+add(
+    "synthetic-cxr",
+    partial(sources.prepare_synthetic, "classification"),
+    [
+        *PHANTOMS,
+        option("--size", WHOLE(16, 4096), SIDE, default=64),
+        option("--cases", WHOLE(20), "Number of images, a quarter in each class.", default=1000),
+        option(
+            "--findings", WORDS(["clear", "mild"]), "mild: slow to learn; clear: quick, with a ceiling.", default="clear"
+        ),
+    ],
+    "Chest X-ray phantoms in four categories, as PNGs in the folders of the COVID-19 Radiography Database.",
 )
-PHANTOMS = (OUT, *SPLITTING, option("--keep-raw", PATH, KEEP))
-FILES = (
-    option("--input source", PATH, "Folder or zip with the raw images; a zip is not unpacked.", required=True),
-    OUT,
-    *SPLITTING,
-    option("--near near_bits", WHOLE(0, 64), "Bits of 256 in which hashes of near-duplicates may differ.", NEAR_BITS),
-    option("--on-bad", WORDS(["stop", "skip"]), "At a case that cannot be used: stop, or list it in qc.csv.", "stop"),
-    option("--jobs", WHOLE(1, 256), "Cases read at a time.", CORES),
+add(
+    "synthetic-cardiac",
+    partial(sources.prepare_synthetic, "segmentation"),
+    [
+        *PHANTOMS,
+        option("--size", WHOLE(16), "Side of a prepared volume in voxels, a multiple of 8.", default=40),
+        option("--cases", WHOLE(3), "Number of volumes, one a patient.", default=66),
+    ],
+    "Cardiac CT phantoms with LV and myocardium, as NIfTI pairs in the naming and label values of MM-WHS.",
 )
-app = click.Group(help=HELP, context_settings={"show_default": True})
-
-
-@app.command()
-@options(*PHANTOMS, option("--size", WHOLE(16, 4096), SIDE, 64))
-@option("--cases", WHOLE(20), "Number of images, a quarter in each class.", 1000)
-@option("--findings", WORDS(["clear", "mild"]), "mild: slow to learn; clear: quick to learn, with a ceiling.", "clear")
-def synthetic_cxr(**given: Any) -> None:
-    """Chest X-ray phantoms in four categories, as PNGs in the folders of the COVID-19 Radiography Database."""
-    _prepare(sources.prepare_synthetic, task="classification", **given)
-
-
-@app.command()
-@options(*PHANTOMS, option("--size", WHOLE(16), "Side of a prepared volume in voxels.", 40))
-@option("--cases", WHOLE(3), "Number of volumes, one a patient.", 66)
-def synthetic_cardiac(**given: Any) -> None:
-    """Cardiac CT phantoms with LV and myocardium, as NIfTI pairs in the naming and label values of MM-WHS."""
-    _prepare(sources.prepare_synthetic, task="segmentation", **given)
-
-
-@app.command()
-@options(*FILES, option("--size", WHOLE(16, 4096), SIDE, 224))
-@option("--where", str, "Keep rows of manifest.csv with this value, as in mini=1.")
-def class_folders(**given: Any) -> None:
+add(
+    "class-folders",
+    sources.prepare_class_folders,
+    [
+        *FILES,
+        option("--size", WHOLE(16, 4096), SIDE, default=224),
+        option("--where", str, "Keep rows of manifest.csv with this value, as in mini=1."),
+    ],
     """Images in one folder a class: <CLASS>/*.png or <CLASS>/images/*.png; PNG, JPEG or DICOM.
 
     A manifest.csv beside the folders (file, class, and perhaps patient, dup_group, split) keeps patients and duplicates
     within one split; without it a folder inside the class is a patient, and so is every image that lies in none.
-    """
-    _prepare(sources.prepare_class_folders, **given)
-
-
-@app.command()
-@options(*FILES, option("--size", WHOLE(16, 4096), SIDE, 224))
-@option("--subset", bool, "Accept other counts than the published ones.", is_flag=True)
-def covid19_radiography(**given: Any) -> None:
-    """The COVID-19 Radiography Database as Kaggle gives it: four classes, 21,165 PNGs, tables of where each came from."""
-    _prepare(sources.prepare_covid19_radiography, **given)
-
-
-def _add_cardiac(adapter: str, default: Settings) -> None:
-    """Add the command of one of sources.CARDIAC, with the defaults of that source."""
-    spacing, size, margin = (
-        ",".join(f"{value:g}" for value in values) for values in (default.spacing_mm, default.size, (default.margin_mm,))
-    )
-
-    @app.command(adapter, help=CARDIAC_HELP[adapter])
-    @options(*FILES)
-    @option("--spacing spacing_mm", SPACING, "Voxels in mm: right-left, front-back, feet-head.", spacing)
-    @option("--size", SIZE, "Voxels of the window, along the same axes.", size)
-    @option("--modality", WORDS(["ct", "mr"]), "ct: Hounsfield units; mr: percentiles of a volume.", default.modality)
-    @option("--window", WINDOW, "Intensities that become black and white, as in -160,440.")
-    @option("--crop", WORDS(["heart", "centre"]), "Window around LV and Myo, or in the volume's middle.", default.crop)
-    @option("--margin margin_mm", MARGIN, "With --crop heart: mm around both that must fit.", margin)
-    @option("--max-loss", SHARE, "Share of its volume a structure may lose.", f"{default.max_loss:g}")
-    @option("--lv", str, "Label value or name of the LV; commas merge several.", default.lv)
-    @option("--myo", str, "Label value or name of the myocardium; the same.", default.myo)
-    def command(**given: Any) -> None:
-        settings = Settings(**{name: given.pop(name) for name in vars(default)})
-        settings = replace(settings, size=tuple(map(int, settings.size)))
-        _prepare(sources.prepare_cardiac, adapter=adapter, settings=settings, **given)
-
-
+    """,
+)
+add(
+    "covid19-radiography",
+    sources.prepare_covid19_radiography,
+    [
+        *FILES,
+        option("--size", WHOLE(16, 4096), SIDE, default=224),
+        flag("--subset", "Accept other counts than the published ones."),
+    ],
+    "The COVID-19 Radiography Database as Kaggle gives it: four classes, 21,165 PNGs, tables of where each came from.",
+)
 for name, adapter in sources.CARDIAC.items():
-    _add_cardiac(name, adapter.DEFAULTS)
-
-
-@app.command()
-@click.argument("sets", type=PATH, nargs=-1, required=True, metavar="SET SET...")
-@options(OUT, SPLITTING[-1])
-def merge(**given: Any) -> None:
-    """Put prepared sets of several hospitals or archives together, told apart by a column `source`: the folders' names."""
-    from data_prep.merge import merge as together
-
-    _tell(together(**given))
-
-
-def _prepare(prepare: Callable[..., PreparedDataset], percent: tuple[float, ...] | None, **given: Any) -> None:
-    """Prepare a source and tell what is in the set."""
-    _tell(prepare(fractions=percent and tuple(share / 100 for share in percent), **given))
+    add(name, partial(_volumes, name), [*FILES, *_settings(adapter.DEFAULTS)], CARDIAC_HELP[name])
+add(
+    "merge",
+    merge,
+    [click.Argument(["sets"], type=PATH, nargs=-1, required=True, metavar="SET SET..."), *OUT],
+    "Put prepared sets of several hospitals or archives together, told apart by a column `source`: the folders' names.",
+)
 
 
 def _tell(prepared: PreparedDataset) -> None:

@@ -2,8 +2,8 @@
 
 import gzip
 import io
-import zlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
@@ -17,9 +17,9 @@ from data_prep.cases import Case
 from data_prep.files import MAX_BYTES, Files, cleaned
 from fedlib.config import UserError
 
-SUFFIXES = (".nii.gz", ".nii")
 OTHER_SUFFIXES = (".mha", ".mhd", ".nrrd", ".mgz", ".img.gz", ".img", ".hdr")
 """Volumes of other kinds: named to the user, not read."""
+SUFFIX = re.compile(rf"({'|'.join(map(re.escape, ('.nii.gz', '.nii', *OTHER_SUFFIXES)))})$", re.IGNORECASE)
 SPACING_MM = (0.05, 50.0)
 """No scanner of hearts has smaller or larger voxels; a header that says so is in other units, or damaged."""
 UNITS_MM = {1: 1000.0, 3: 0.001}
@@ -30,38 +30,31 @@ APART = 0.1
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume as it lies in its file: (X, Y, Z) in the order of the file's own axes, a view of the file's content."""
+    """A volume as it lies in its file, in the order of the file's own axes."""
 
     name: str
-    stored: np.ndarray
+    values: np.ndarray
+    """(X, Y, Z), scaled as the header says; whole numbers stay whole where it has no scaling."""
     affine: np.ndarray
     """From voxels to mm in RAS, (4, 4)."""
-    slope: float
-    inter: float
     note: str
     """What is odd about the header, for the user; mostly empty."""
-
-    def scaled(self, part: np.ndarray) -> np.ndarray:
-        """Return the values that stored ones stand for; whole numbers stay whole where the header has no scaling."""
-        return apply_read_scaling(part, self.slope, self.inter)
-
-    def slices(self) -> Iterator[np.ndarray]:
-        """Yield the scaled values (X, Y) of each slice: a pass over a large volume in little memory."""
-        return (self.scaled(self.stored[:, :, z]) for z in range(self.stored.shape[2]))
 
 
 def stem(name: str) -> str:
     """Return a file's name without its folders and its suffix."""
-    last = name.rsplit("/", 1)[-1]
-    return last[: len(last) - len(next((end for end in SUFFIXES + OTHER_SUFFIXES if last.lower().endswith(end)), ""))]
+    return SUFFIX.sub("", name.rsplit("/", 1)[-1])
 
 
-def by_case(files: Files, case_of: Callable[[str], str | None]) -> dict[str, str]:
-    """Map cases to files, for the volumes that `case_of` finds a case for. Raises UserError when two have the same."""
+def by_case(files: Files, pattern: str) -> dict[str, str]:
+    """Map cases to volumes: a case is what the pattern's group matches in a path without suffix.
+
+    Raises UserError when two volumes have the same case.
+    """
     found: dict[str, str] = {}
     for name in files.stamps:
-        if name.lower().endswith(SUFFIXES + OTHER_SUFFIXES) and (case := case_of(name)) is not None:
-            case = cleaned(case)
+        if SUFFIX.search(name) and (match := re.fullmatch(pattern, SUFFIX.sub("", name))):
+            case = cleaned(match[1])
             if case in found:
                 raise UserError(f"{files.where(name)}: the same case as {found[case]}; expected each name once")
             found[case] = name
@@ -99,20 +92,19 @@ def read(name: str, content: bytes) -> Volume:
         with gzip.GzipFile(fileobj=plain) if content[:2] == b"\x1f\x8b" else plain as stream:
             header = _header(name, stream)
             shape, dtype, offset = _layout(name, header)
-            slope, inter = header.get_slope_inter()
             missing = offset - header.sizeof_hdr + dtype.itemsize * int(np.prod(shape))
             rest = stream.read(missing + 1)  # one more: gzip's checksum stands at the end of the file
         affine, note = _affine(name, header)
     except UserError:
         raise
-    except (OSError, EOFError, zlib.error, HeaderDataError, ValueError, KeyError, OverflowError, MemoryError) as error:
+    except Exception as error:  # gzip and nibabel answer bad bytes with some eight kinds
         suffix = ".nii.gz" if name.lower().endswith(".gz") else ".nii"
         raise UserError(f"{name}: damaged or no NIfTI ({error}); expected a whole {suffix} file") from None
     if len(rest) != missing:
         how = f"cut short, {header.sizeof_hdr + len(rest)} bytes" if len(rest) < missing else "longer than its header says"
         raise UserError(f"{name}: {how}; expected {header.sizeof_hdr + missing} bytes by its header")
     stored = np.frombuffer(rest, dtype, offset=offset - header.sizeof_hdr).reshape(shape, order="F")
-    return Volume(name, stored, affine, 1.0 if slope is None else slope, inter or 0.0, note)
+    return Volume(name, apply_read_scaling(stored, *header.get_slope_inter()), affine, note)
 
 
 def to_ras(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +118,7 @@ def spacing(affine: np.ndarray) -> np.ndarray:
     return np.linalg.norm(affine[:3, :3], axis=0)
 
 
-def by(sides: np.ndarray) -> str:
+def by(sides: Iterable[float]) -> str:
     """Return figures along the axes, as in `0.4x0.4x0.625`."""
     return "x".join(f"{side:.3g}" for side in sides)
 

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
-from data_prep.cases import Case, Loader
-from data_prep.checks import warnings
+from data_prep.cases import Case, Loader, named
 from data_prep.duplicates import NEAR_BITS, contradicting, find_pairs, hashes, name_groups
 from data_prep.files import Files, cleaned, natural_key
+from data_prep.quality import warnings
 from data_prep.splits import FRACTIONS, assign_splits, choices
 from data_prep.writer import PreparedWriter
 from fedlib.config import UserError
@@ -172,19 +172,14 @@ def _read(
 
     def read(key: str) -> tuple[Any, Any, dict[str, Any]]:
         case = keyed[key]
-        try:
+        with named(case.image):
             image, label, columns = load(case, [files.read(name) for name in case.files])
-        except UserError:
-            raise
-        except Exception as error:  # a library met what its authors did not think of: the case is at fault, not the set
-            why = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"{case.image}: cannot be prepared ({why})") from None
         note = columns.pop("note", "")
         return image, label, dict(zip(HASHES, hashes(image), strict=True)) | {"columns": columns, "note": note}
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # decoders, NumPy and torch let go of the interpreter: a thread a case
-    bar = progress(new, f"preparing {writer.out.name}", "case", len(keyed), len(keyed) - len(new))
+    bar = progress(new, f"preparing {writer.out.name}", len(keyed), len(keyed) - len(new))
     try:
         with ThreadPoolExecutor(jobs) as pool:
             waiting = deque(pool.submit(read, key) for key in new[: 2 * jobs])
@@ -208,14 +203,13 @@ def _without_contradictions(
     """Return keys, table and duplicate pairs of the cases whose very pixels do not stand in another class too."""
     table = pd.DataFrame([_row(keyed[key], entry["columns"]) for key, entry in entries.items()])
     hashed = table[["case", "label"]].assign(**{name: [entry[name] for entry in entries.values()] for name in HASHES})
-    pairs = find_pairs(hashed, near_bits)
-    against = contradicting(table, pairs)
-    for row in table[table["case"].isin(against)].itertuples():
+    against = contradicting(hashed)
+    contradicted = table["case"].isin(against)
+    for row in table[contradicted].itertuples():
         rejected.add(row.file, f"{row.file}: {against[row.case]}")
     keys = [key for key in entries if keyed[key].case not in against]
     rejected.require_all_classes([keyed[key] for key in keys], [keyed[key] for key in entries])
-    table = table[~table["case"].isin(against)].reset_index(drop=True)
-    return keys, table, pairs[~pairs["case_a"].isin(against) & ~pairs["case_b"].isin(against)]
+    return keys, table[~contradicted].reset_index(drop=True), find_pairs(hashed[~contradicted], near_bits)
 
 
 def _row(case: Case, columns: dict[str, Any]) -> dict[str, Any]:
@@ -251,7 +245,7 @@ def _counts(keyed: dict[str, Case], table: pd.DataFrame, pairs: pd.DataFrame, re
     }
 
 
-def progress(items: Iterable, description: str, unit: str, total: int | None = None, done: int = 0) -> Iterable:
+def progress(cases: Iterable, description: str, total: int | None = None, done: int = 0) -> Iterable:
     """Wrap a progress bar on standard output, which notebooks do not paint red."""
-    given = {"desc": description, "unit": unit, "total": total, "initial": done, "file": sys.stdout}
-    return ProgressBar(items, **given, leave=False)
+    given = {"desc": description, "unit": "case", "total": total, "initial": done, "file": sys.stdout}
+    return ProgressBar(cases, **given, leave=False)

@@ -1,18 +1,19 @@
 """The sources, each one function: raw images in, prepared set out. The command line and the notebooks call these."""
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
 
-from data_prep import cardiac, class_folders, covid19_radiography, mmwhs, msd, totalsegmentator
+from data_prep import cardiac, class_folders, covid19_radiography, mmwhs, msd, nifti, totalsegmentator
 from data_prep.cases import Case
 from data_prep.files import Files, opened
-from data_prep.pipeline import READER, digest, prepare, progress, up_to_date
+from data_prep.pipeline import READER, digest, prepare, up_to_date
 from data_prep.synthetic_cardiac import write_cardiac_ct
 from data_prep.synthetic_cxr import Findings, write_chest_xrays
-from fedlib.config import StudyConfig
+from fedlib.config import StudyConfig, UserError, validated
 from fedlib.data.dataset import PreparedDataset, open_prepared
 from fedlib.data.files import require_empty
 
@@ -46,15 +47,17 @@ def prepare_covid19_radiography(
 def _prepare_radiographs(
     files: Files, cases: list[Case], out: Path, size: int, about: dict[str, Any], options: dict[str, Any]
 ) -> PreparedDataset:
+    classes = class_folders.class_names(cases)
     manifest = {
         "task": "classification",
         "title": f"images from {files.source.name}",
         "synthetic": False,
-        "classes": class_folders.class_names(cases),
+        "classes": classes,
         "spacing_mm": None,
         "choices": class_folders.choices(size),
     }
-    return prepare(files, cases, class_folders.loader(cases, size), out, manifest | about, **options)
+    load = partial(class_folders.load, classes=classes, size=size)
+    return prepare(files, cases, load, out, manifest | about, **options)
 
 
 def prepare_cardiac(
@@ -71,6 +74,9 @@ def prepare_cardiac(
     """
     with opened(source) as files:
         cases, settings = CARDIAC[adapter].find_cases(files, settings or CARDIAC[adapter].DEFAULTS)
+        if not cases:
+            raise UserError(f"--input {source}: {CARDIAC[adapter].NONE}{nifti.others(files)}")
+        cardiac.check_structures(settings)
         manifest = {
             "task": "segmentation",
             "source": adapter,
@@ -81,7 +87,7 @@ def prepare_cardiac(
             "recipe": vars(settings),
             "choices": cardiac.choices(settings),
         }
-        return prepare(files, cases, cardiac.loader(settings), out, manifest | (about or {}), **options)
+        return prepare(files, cases, partial(cardiac.load, settings=settings), out, manifest | (about or {}), **options)
 
 
 def prepare_synthetic(
@@ -110,18 +116,18 @@ def prepare_synthetic(
         return found
     if keep_raw:
         require_empty(keep_raw, "--keep-raw")
+    field = (SYNTHETIC_FIELD_MM / size,) * 3
+    settings = validated(cardiac.Settings, {"spacing_mm": field, "size": (size,) * 3}) if task == "segmentation" else None
     about = {"synthetic": True, "recipe": recipe, "made_from": made_from}
     options = {"seed": seed, "overwrite": overwrite} | splitting
     with tempfile.TemporaryDirectory(prefix="phantoms-") as temporary:
         raw = keep_raw or Path(temporary)
         if task == "classification":
             about |= {"source": "synthetic-cxr", "title": f"synthetic chest X-ray phantoms with {findings} findings"}
-            bar = _bar("drawing chest X-rays")
-            write_chest_xrays(raw, cases, 2 * size, seed, findings, images_per_patient, bar)
+            write_chest_xrays(raw, cases, 2 * size, seed, findings, images_per_patient)
             return prepare_class_folders(raw, out, size, about=about, **options)
         about |= {"source": "synthetic-cardiac", "title": "synthetic cardiac CT phantoms"}
-        write_cardiac_ct(raw, cases, seed, progress=_bar("drawing hearts"))
-        settings = cardiac.Settings(spacing_mm=(SYNTHETIC_FIELD_MM / size,) * 3, size=(size,) * 3)
+        write_cardiac_ct(raw, cases, seed)
         return prepare_cardiac("mmwhs", raw, out, settings, about=about, **options)
 
 
@@ -137,7 +143,3 @@ def ensure(study: StudyConfig, **drawing: Any) -> PreparedDataset:
     with FileLock(out.parent / f".{study.task}.lock"):
         drawing |= {"findings": study.findings, "overwrite": True}
         return prepare_synthetic(study.task, out, study.synthetic_cases, study.size, **drawing)
-
-
-def _bar(description: str):
-    return lambda cases: progress(cases, description, "case")
