@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import click
 from data_prep import quality, sources
 from data_prep.cardiac import Settings
 from data_prep.duplicates import NEAR_BITS
-from data_prep.nifti import SPACING_MM
 from data_prep.pipeline import CORES
-from fedlib.config import UserError
+from data_prep.splits import shares
+from fedlib.config import UserError, validated
 from fedlib.data.dataset import PreparedDataset
 
 HELP = """Turn raw images into a prepared set that the study trains on.
@@ -35,35 +34,6 @@ CARDIAC_HELP = {
 }
 
 
-class Numbers(click.ParamType):
-    """A number, or several with commas between, each from `low` to `high`, for which `also` holds."""
-
-    name = "numbers"
-
-    def __init__(
-        self, count: int, low: float, high: float, expected: str, also: Callable[..., bool] = lambda *numbers: True
-    ):
-        self.count, self.low, self.high, self.expected, self.also = count, low, high, expected, also
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the numbers in a text. Raises UserError with option, value, and what was expected."""
-        try:
-            numbers = tuple(map(float, value.split(",")))
-        except ValueError:
-            numbers = ()
-        inside = len(numbers) == self.count and all(self.low <= number <= self.high for number in numbers)
-        if not inside or not self.also(*numbers):
-            raise UserError(f"{param.opts[0]} {value}: expected {self.expected}")
-        return numbers if self.count > 1 else numbers[0]
-
-
-SHARES = Numbers(3, 1, 98, "3 percentages with the sum 100, as in 80,10,10", lambda *shares: abs(sum(shares) - 100) < 1e-6)
-SPACING = Numbers(3, *SPACING_MM, f"3 numbers from {SPACING_MM[0]:g} to {SPACING_MM[1]:g}, as in 2,2,2")
-SIZE = Numbers(3, 8, 8192, "3 multiples of 8, as in 96,96,96", lambda *sides: not any(side % 8 for side in sides))
-WINDOW = Numbers(2, -1e6, 1e6, "2 numbers, the smaller one first, as in -160,440", lambda low, high: low < high)
-MARGIN, SHARE = Numbers(1, 0, 1000, "a number from 0 to 1000"), Numbers(1, 0, 1, "a number from 0 to 1")
-
-
 def option(names: str, kind: Any, help: str, default: Any = None, **more: Any) -> Callable:
     """Return an option by its name and, where it is another one, that of its argument."""
     return click.option(*names.split(), type=kind, help=help, **({} if default is None else {"default": default}), **more)
@@ -75,14 +45,13 @@ def options(*several: Callable) -> Callable:
 
 
 PATH, WORDS, WHOLE = click.Path(path_type=Path), click.Choice, click.IntRange
-PERCENT = "Percent of train, val and test, as in 80,10,10; without: 60,10,30."
 IMAGE = "image: a patient and duplicates may be on both sides, and reports say so."
 KEEP = "Keep the raw files, in the layout of the real data, in this new folder."
 SIDE = "Side of a prepared image in pixels."
 OUT = option("--out", PATH, "Folder of the prepared set.", required=True)
 SPLITTING = (
     option("--seed", WHOLE(0), "Seed of the splits and, for phantoms, of the images.", 0),
-    option("--fractions percent", SHARES, PERCENT),
+    option("--fractions percent", str, "Percent of train, val and test, as in 80,10,10; without: 60,10,30."),
     option("--split-by", WORDS(["patient", "image"]), IMAGE, "patient"),
     option("--overwrite", bool, "Replace the prepared set that is there.", is_flag=True),
 )
@@ -135,27 +104,21 @@ def covid19_radiography(**given: Any) -> None:
     _prepare(sources.prepare_covid19_radiography, **given)
 
 
-def _add_cardiac(adapter: str, default: Settings) -> None:
-    """Add the command of one of sources.CARDIAC, with the defaults of that source."""
-    spacing, size, margin = (
-        ",".join(f"{value:g}" for value in values) for values in (default.spacing_mm, default.size, (default.margin_mm,))
-    )
+def _add_cardiac(adapter: str, defaults: Settings) -> None:
+    """Add the command of one of sources.CARDIAC: an option for each of the settings, which `Settings` explains and checks."""
 
     @app.command(adapter, help=CARDIAC_HELP[adapter])
-    @options(*FILES)
-    @option("--spacing spacing_mm", SPACING, "Voxels in mm: right-left, front-back, feet-head.", spacing)
-    @option("--size", SIZE, "Voxels of the window, along the same axes.", size)
-    @option("--modality", WORDS(["ct", "mr"]), "ct: Hounsfield units; mr: percentiles of a volume.", default.modality)
-    @option("--window", WINDOW, "Intensities that become black and white, as in -160,440.")
-    @option("--crop", WORDS(["heart", "centre"]), "Window around LV and Myo, or in the volume's middle.", default.crop)
-    @option("--margin margin_mm", MARGIN, "With --crop heart: mm around both that must fit.", margin)
-    @option("--max-loss", SHARE, "Share of its volume a structure may lose.", f"{default.max_loss:g}")
-    @option("--lv", str, "Label value or name of the LV; commas merge several.", default.lv)
-    @option("--myo", str, "Label value or name of the myocardium; the same.", default.myo)
+    @options(*FILES, *(_setting(name, value) for name, value in vars(defaults).items()))
     def command(**given: Any) -> None:
-        settings = Settings(**{name: given.pop(name) for name in vars(default)})
-        settings = replace(settings, size=tuple(map(int, settings.size)))
+        settings = validated(Settings, {name: given.pop(name) for name in vars(defaults)})
         _prepare(sources.prepare_cardiac, adapter=adapter, settings=settings, **given)
+
+
+def _setting(name: str, value: Any) -> Callable:
+    """Return the option of one of the settings, which takes text as it is written: numbers with commas between them."""
+    text = ",".join(f"{part:g}" for part in value) if isinstance(value, tuple) else value
+    flag = f"--{name.removesuffix('_mm').replace('_', '-')}"
+    return option(f"{flag} {name}", str, Settings.__pydantic_fields__[name].description, text)
 
 
 for name, adapter in sources.CARDIAC.items():
@@ -172,9 +135,9 @@ def merge(**given: Any) -> None:
     _tell(together(**given))
 
 
-def _prepare(prepare: Callable[..., PreparedDataset], percent: tuple[float, ...] | None, **given: Any) -> None:
+def _prepare(prepare: Callable[..., PreparedDataset], percent: str | None, **given: Any) -> None:
     """Prepare a source and tell what is in the set."""
-    _tell(prepare(fractions=percent and tuple(share / 100 for share in percent), **given))
+    _tell(prepare(fractions=None if percent is None else shares(percent), **given))
 
 
 def _tell(prepared: PreparedDataset) -> None:

@@ -1,10 +1,13 @@
 """What an adapter finds in its source: the cases, and how one of them is turned into arrays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from fedlib.config import UserError
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,15 @@ the file at fault (`ill/ill-3.png: ...`) and says what was expected; the pipelin
 def choice(setting: str, value: Any, reason: str) -> dict[str, Any]:
     """Return a row of the manifest's `choices`: what was chosen, and why."""
     return {"setting": setting, "value": value, "reason": reason, "label": "chosen"}
+
+
+@contextmanager
+def named(file: str) -> Iterator[None]:
+    """Turn what a library raises, where its authors did not think of such a file, into a UserError about that file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{file}: cannot be prepared ({why})") from None

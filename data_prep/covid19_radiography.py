@@ -5,14 +5,16 @@
 The database states no patients: one image is taken as one patient, which cannot keep two images of one person apart.
 """
 
+from collections import Counter
+from dataclasses import replace
 from io import BytesIO
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 import pandas as pd
 
+from data_prep import class_folders
 from data_prep.cases import Case
-from data_prep.class_folders import is_image
 from data_prep.files import Files
 from fedlib.config import UserError
 
@@ -28,25 +30,18 @@ def find_cases(files: Files, subset: bool = False) -> list[Case]:
     `source` is taken from the URL in <CLASS>.metadata.xlsx and empty where that names none. Raises UserError when a class
     is missing, when the counts are not the published ones unless `subset`, and when a metadata table cannot be read.
     """
-    found: dict[str, list[str]] = {name: [] for name in COUNTS}
-    for name in files.stamps:
-        label, _, image = name.partition("/images/")
-        if label in found and "/" not in image and is_image(files, name):
-            found[label].append(name)
-    counts = {name: len(images) for name, images in found.items()}
+    cases = [case for case in class_folders.find_cases(files) if case.label in COUNTS]
+    counts = Counter(case.label for case in cases)
     wrong = [name for name, published in COUNTS.items() if (not counts[name] if subset else counts[name] != published)]
     if wrong:
         listed = ", ".join(f"{name} {counts[name]} (published: {COUNTS[name]})" for name in wrong)
         hint = "expected at least one image of each class" if subset else "--subset accepts other counts, but not 0"
         raise UserError(f"--input {files.source}: images found in <class>/images: {listed}; {hint}")
-    cases = []
-    for label, images in found.items():
-        sources = _sources(files, f"{label}.metadata.xlsx")
-        for image in images:
-            stem = PurePosixPath(image).stem
-            case = f"{label}/{stem}"
-            cases.append(Case(case, case, image, label, columns={"source": sources.get(stem.lower(), "")}))
-    return cases
+    sources = {label: _sources(files, f"{label}.metadata.xlsx") for label in COUNTS}
+    names = (PurePosixPath(case.image).stem.lower() for case in cases)
+    return [
+        replace(case, columns={"source": sources[case.label].get(name, "")}) for case, name in zip(cases, names, strict=True)
+    ]
 
 
 def _sources(files: Files, name: str) -> dict[str, str]:

@@ -7,11 +7,10 @@ in a few bits, as after another compression, a slight crop or a change of contra
 import hashlib
 
 import imagehash
+import networkx as nx
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from fedlib.config import UserError
 
@@ -85,16 +84,15 @@ def contradicting(cases: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, str]:
 
 def linked(cases: pd.DataFrame, pairs: pd.DataFrame) -> np.ndarray:
     """Number of the connected component of each case; cases are linked by a patient, a dup_group, or a pair."""
-    n = len(cases)
-    position = pd.Series(np.arange(n), index=cases["case"])
-    patient = n + pd.factorize(cases["patient"])[0]
-    group = pd.factorize(cases["dup_group"].replace("", None))[0]
-    known = np.flatnonzero(group >= 0)
-    rows = np.concatenate([np.arange(n), known, position[pairs["case_a"]].to_numpy(int)])
-    nodes = np.concatenate([patient, patient.max() + 1 + group[known], position[pairs["case_b"]].to_numpy(int)])
-    size = max(int(nodes.max()), n) + 1
-    links = coo_array((np.ones(len(rows)), (rows, nodes)), shape=(size, size))
-    return connected_components(links, directed=False)[1][:n]
+    links = nx.Graph()
+    links.add_nodes_from(cases["case"])  # first: components are numbered in the order of their first cases
+    for case, patient, group in zip(cases["case"], cases["patient"], cases["dup_group"], strict=True):
+        links.add_edge(case, ("patient", patient))
+        if group:
+            links.add_edge(case, ("group", group))
+    links.add_edges_from(zip(pairs["case_a"], pairs["case_b"], strict=True))
+    number_of = {case: number for number, part in enumerate(nx.connected_components(links)) for case in part}
+    return cases["case"].map(number_of).to_numpy()
 
 
 def name_groups(cases: pd.DataFrame, pairs: pd.DataFrame) -> pd.Series:

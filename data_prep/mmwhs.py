@@ -3,7 +3,7 @@
 Label values of MM-WHS: LV blood pool 500, myocardium 205. Whatever else is labelled becomes background.
 """
 
-from data_prep.cardiac import Settings, parts
+from data_prep.cardiac import Settings
 from data_prep.cases import Case
 from data_prep.files import Files
 from data_prep.nifti import by_case, others, paired, stem
@@ -15,11 +15,8 @@ DEFAULTS = Settings(lv="500", myo="205")
 def find_cases(files: Files, settings: Settings) -> tuple[list[Case], Settings]:
     """Pair images and labels by name; return them with the settings as they are.
 
-    Raises UserError when `lv` or `myo` is no label value, when there are no pairs, or as `nifti.paired` does.
+    Raises UserError when there are no pairs, or as `nifti.paired` does.
     """
-    for option, text in (("--lv", settings.lv), ("--myo", settings.myo)):
-        if not all(part.isdecimal() for part in parts(text)):
-            raise UserError(f"{option} {text}: expected label values, as in 500 or 500,501")
     images, labels = _named(files, "_image"), _named(files, "_label")
     if not images and not labels:
         expected = "no *_image.nii.gz with *_label.nii.gz; expected MM-WHS naming"

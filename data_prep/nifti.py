@@ -3,7 +3,7 @@
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
@@ -30,24 +30,15 @@ APART = 0.1
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume as it lies in its file: (X, Y, Z) in the order of the file's own axes, a view of the file's content."""
+    """A volume as it lies in its file, in the order of the file's own axes."""
 
     name: str
-    stored: np.ndarray
+    values: np.ndarray
+    """(X, Y, Z), scaled as the header says; whole numbers stay whole where it has no scaling."""
     affine: np.ndarray
     """From voxels to mm in RAS, (4, 4)."""
-    slope: float
-    inter: float
     note: str
     """What is odd about the header, for the user; mostly empty."""
-
-    def scaled(self, part: np.ndarray) -> np.ndarray:
-        """Return the values that stored ones stand for; whole numbers stay whole where the header has no scaling."""
-        return apply_read_scaling(part, self.slope, self.inter)
-
-    def slices(self) -> Iterator[np.ndarray]:
-        """Yield the scaled values (X, Y) of each slice: a pass over a large volume in little memory."""
-        return (self.scaled(self.stored[:, :, z]) for z in range(self.stored.shape[2]))
 
 
 def stem(name: str) -> str:
@@ -99,7 +90,6 @@ def read(name: str, content: bytes) -> Volume:
         with gzip.GzipFile(fileobj=plain) if content[:2] == b"\x1f\x8b" else plain as stream:
             header = _header(name, stream)
             shape, dtype, offset = _layout(name, header)
-            slope, inter = header.get_slope_inter()
             missing = offset - header.sizeof_hdr + dtype.itemsize * int(np.prod(shape))
             rest = stream.read(missing + 1)  # one more: gzip's checksum stands at the end of the file
         affine, note = _affine(name, header)
@@ -112,7 +102,7 @@ def read(name: str, content: bytes) -> Volume:
         how = f"cut short, {header.sizeof_hdr + len(rest)} bytes" if len(rest) < missing else "longer than its header says"
         raise UserError(f"{name}: {how}; expected {header.sizeof_hdr + missing} bytes by its header")
     stored = np.frombuffer(rest, dtype, offset=offset - header.sizeof_hdr).reshape(shape, order="F")
-    return Volume(name, stored, affine, 1.0 if slope is None else slope, inter or 0.0, note)
+    return Volume(name, apply_read_scaling(stored, *header.get_slope_inter()), affine, note)
 
 
 def to_ras(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +116,7 @@ def spacing(affine: np.ndarray) -> np.ndarray:
     return np.linalg.norm(affine[:3, :3], axis=0)
 
 
-def by(sides: np.ndarray) -> str:
+def by(sides: Iterable[float]) -> str:
     """Return figures along the axes, as in `0.4x0.4x0.625`."""
     return "x".join(f"{side:.3g}" for side in sides)
 

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from data_prep.cases import Case, Loader
+from data_prep.cases import Case, Loader, named
 from data_prep.checks import warnings
 from data_prep.duplicates import NEAR_BITS, contradicting, find_pairs, hashes, name_groups
 from data_prep.files import Files, cleaned, natural_key
@@ -173,19 +173,14 @@ def _read(
 
     def read(key: str) -> tuple[Any, Any, dict[str, Any]]:
         case = keyed[key]
-        try:
+        with named(case.image):
             image, label, columns = load(case, [files.read(name) for name in case.files])
-        except UserError:
-            raise
-        except Exception as error:  # a library met what its authors did not think of: the case is at fault, not the set
-            why = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(f"{case.image}: cannot be prepared ({why})") from None
         note = columns.pop("note", "")
         return image, label, dict(zip(HASHES, hashes(image), strict=True)) | {"columns": columns, "note": note}
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # decoders, NumPy and torch let go of the interpreter: a thread a case
-    bar = progress(new, f"preparing {writer.out.name}", "case", len(keyed), len(keyed) - len(new))
+    bar = progress(new, f"preparing {writer.out.name}", len(keyed), len(keyed) - len(new))
     try:
         with ThreadPoolExecutor(jobs) as pool:
             waiting = deque(pool.submit(read, key) for key in new[: 2 * jobs])
@@ -252,8 +247,8 @@ def _counts(keyed: dict[str, Case], table: pd.DataFrame, pairs: pd.DataFrame, re
     }
 
 
-def progress(items: Iterable, description: str, unit: str, total: int | None = None, done: int = 0) -> Iterable:
+def progress(cases: Iterable, description: str, total: int | None = None, done: int = 0) -> Iterable:
     """Wrap a progress bar: on standard output, which notebooks do not paint red; in a log a line every LOG_EVERY_S."""
-    given = {"desc": description, "unit": unit, "total": total, "initial": done, "file": sys.stdout}
+    given = {"desc": description, "unit": "case", "total": total, "initial": done, "file": sys.stdout}
     log = {"bar_format": "{l_bar}{n} of {total}, {remaining} left\n", "mininterval": LOG_EVERY_S, "delay": LOG_EVERY_S}
-    return tqdm(items, **given, leave=False, **({} if sys.stdout.isatty() or "ipykernel" in sys.modules else log))
+    return tqdm(cases, **given, leave=False, **({} if sys.stdout.isatty() or "ipykernel" in sys.modules else log))

@@ -1,7 +1,7 @@
 """Single images without a label, prepared as the cases of a set were: what a prediction needs."""
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data_prep import cardiac, nifti
+from data_prep.cases import named
 from data_prep.files import Files, opened
 from data_prep.radiographs import read_grey, squared
 from fedlib.config import UserError
@@ -34,17 +35,17 @@ def singles(source: Path, task: str, choices: list[dict[str, Any]]) -> Iterator[
     `choices` are those of a set's manifest. A set cut around labelled hearts is no guide where a new one lies: such volumes
     are prepared whole. Raises UserError when `source` does not exist or is empty.
     """
-    settings = chosen(choices)
-    prepare = _volumes(settings) if task == "segmentation" else _radiographs(settings["size"])
+    stated = chosen(choices)
+    settings = _settings(stated) if task == "segmentation" else None
     with _files(source) as files:
         yield from files.unsafe.items()
         for name in files.stamps:
             try:
-                found = prepare(name, files.read(name))
+                with named(name):
+                    content = files.read(name)
+                    found = _volume(name, content, settings) if settings else _radiograph(name, content, stated["size"])
             except UserError as error:
                 found = str(error)
-            except Exception as error:  # a library met what its authors did not think of, as in `pipeline`
-                found = " ".join(f"{name}: cannot be prepared ({type(error).__name__}: {error})".split())
             yield name, found
 
 
@@ -55,30 +56,22 @@ def _files(source: Path) -> AbstractContextManager[Files]:
     return opened(source)
 
 
-def _radiographs(size: int) -> Callable[[str, bytes], Single]:
-    def prepare(name: str, content: bytes) -> Single:
-        grey, aspect, *_ = read_grey(name, content)
-        return Single(squared(grey, size, aspect)[np.newaxis])
-
-    return prepare
-
-
-def _volumes(stated: dict[str, Any]) -> Callable[[str, bytes], Single]:
-    from data_prep import resampling  # here: MONAI takes seconds to import, which radiographs do not need
-
-    window = None if isinstance(stated["window"], str) else tuple(stated["window"])
-    whole = stated["crop"] != "centre"
-    if whole and not window:
+def _settings(stated: dict[str, Any]) -> cardiac.Settings:
+    window = None if isinstance(stated["window"], str) else stated["window"]
+    if stated["crop"] != "centre" and not window:
         raise UserError("crop = heart: grey values by percentiles around a labelled heart; a new volume has no label")
-    sizes = {name: tuple(stated[name]) for name in ("spacing_mm", "size")}
-    settings = cardiac.Settings(modality=stated["modality"], window=window, **sizes)
+    crop = "centre" if stated["crop"] == "centre" else "heart"  # a merged set says how each of its parts was cropped
+    same = {name: stated[name] for name in ("spacing_mm", "size", "modality")}
+    return cardiac.Settings(window=window, crop=crop, **same)
 
-    def prepare(name: str, content: bytes) -> Single:
-        volume = nifti.read(name, content)
-        cardiac.check_finite(volume)
-        cardiac.check_memory(name, volume.stored.shape * nifti.spacing(volume.affine), settings)
-        grey, *_ = cardiac.grey_values(volume, settings)
-        grey = grey if whole else resampling.to_size(grey, settings.size)
-        return Single(np.rint(grey.numpy()).astype(np.uint8), grey.affine.numpy(), volume.stored.shape, volume.affine)
 
-    return prepare
+def _radiograph(name: str, content: bytes, size: int) -> Single:
+    grey, aspect, *_ = read_grey(name, content)
+    return Single(squared(grey, size, aspect)[np.newaxis])
+
+
+def _volume(name: str, content: bytes, settings: cardiac.Settings) -> Single:
+    volume = nifti.read(name, content)
+    grey, *_ = cardiac.grey_values(volume, settings)
+    size = settings.size if settings.crop == "centre" else grey.shape[1:]
+    return Single(*cardiac.fitted(grey, size), volume.values.shape, volume.affine)

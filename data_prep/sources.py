@@ -1,6 +1,7 @@
 """The sources, each one function: raw images in, prepared set out. The command line and the notebooks call these."""
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from filelock import FileLock
 from data_prep import cardiac, class_folders, covid19_radiography, mmwhs, msd, totalsegmentator
 from data_prep.cases import Case
 from data_prep.files import Files, opened
-from data_prep.pipeline import READER, digest, prepare, progress, up_to_date
+from data_prep.pipeline import READER, digest, prepare, up_to_date
 from data_prep.synthetic_cardiac import write_cardiac_ct
 from data_prep.synthetic_cxr import Findings, write_chest_xrays
 from fedlib.config import StudyConfig
@@ -71,6 +72,7 @@ def prepare_cardiac(
     """
     with opened(source) as files:
         cases, settings = CARDIAC[adapter].find_cases(files, settings or CARDIAC[adapter].DEFAULTS)
+        cardiac.check_structures(settings)
         manifest = {
             "task": "segmentation",
             "source": adapter,
@@ -81,7 +83,7 @@ def prepare_cardiac(
             "recipe": vars(settings),
             "choices": cardiac.choices(settings),
         }
-        return prepare(files, cases, cardiac.loader(settings), out, manifest | (about or {}), **options)
+        return prepare(files, cases, partial(cardiac.load, settings=settings), out, manifest | (about or {}), **options)
 
 
 def prepare_synthetic(
@@ -116,11 +118,10 @@ def prepare_synthetic(
         raw = keep_raw or Path(temporary)
         if task == "classification":
             about |= {"source": "synthetic-cxr", "title": f"synthetic chest X-ray phantoms with {findings} findings"}
-            bar = _bar("drawing chest X-rays")
-            write_chest_xrays(raw, cases, 2 * size, seed, findings, images_per_patient, bar)
+            write_chest_xrays(raw, cases, 2 * size, seed, findings, images_per_patient)
             return prepare_class_folders(raw, out, size, about=about, **options)
         about |= {"source": "synthetic-cardiac", "title": "synthetic cardiac CT phantoms"}
-        write_cardiac_ct(raw, cases, seed, progress=_bar("drawing hearts"))
+        write_cardiac_ct(raw, cases, seed)
         settings = cardiac.Settings(spacing_mm=(SYNTHETIC_FIELD_MM / size,) * 3, size=(size,) * 3)
         return prepare_cardiac("mmwhs", raw, out, settings, about=about, **options)
 
@@ -137,7 +138,3 @@ def ensure(study: StudyConfig, **drawing: Any) -> PreparedDataset:
     with FileLock(out.parent / f".{study.task}.lock"):
         drawing |= {"findings": study.findings, "overwrite": True}
         return prepare_synthetic(study.task, out, study.synthetic_cases, study.size, **drawing)
-
-
-def _bar(description: str):
-    return lambda cases: progress(cases, description, "case")

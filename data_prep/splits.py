@@ -22,6 +22,17 @@ SPLIT_BY = {
 """What is kept in one split, and what that means for a report."""
 
 
+def shares(text: str) -> tuple[float, ...]:
+    """Return the fractions of train, val and test for their percents, as in `80,10,10`. Raises UserError."""
+    try:
+        percents = [float(part) for part in text.split(",")]
+    except ValueError:
+        percents = []
+    if len(percents) != len(SPLITS) or min(percents) < 1 or not np.isclose(sum(percents), 100):
+        raise UserError(f"--fractions {text}: expected {len(SPLITS)} percentages with the sum 100, as in 80,10,10")
+    return tuple(percent / 100 for percent in percents)
+
+
 def choices(split_by: str, fractions: tuple[float, ...]) -> list[dict]:
     """Return the rows of the manifest's `choices` that concern the splits."""
     shares = "/".join(f"{100 * fraction:g}" for fraction in fractions)

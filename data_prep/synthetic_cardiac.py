@@ -11,7 +11,6 @@ inside, and like images and labels of shape (nx, ny, nz).
 """
 
 import gzip
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +18,8 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
+
+from data_prep.pipeline import progress
 
 LABELS = {"left ventricle": 500, "myocardium": 205, "right ventricle": 600, "left atrium": 420, "aorta": 820}
 FIRST_NUMBER = 1001
@@ -257,17 +258,13 @@ def render_case(case: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.nd
     return _scan(hu, grid, rng), label, affine
 
 
-def write_cardiac_ct(
-    folder: Path, n_cases: int, seed: int = 0, progress: Callable[[Iterable[int]], Iterable[int]] = iter
-) -> None:
-    """Write `n_cases` pairs ct_train_<number>_image.nii.gz and ..._label.nii.gz; `progress` wraps their numbers (tqdm)."""
+def write_cardiac_ct(folder: Path, n_cases: int, seed: int = 0) -> None:
+    """Write `n_cases` pairs ct_train_<number>_image.nii.gz and ..._label.nii.gz."""
     folder.mkdir(parents=True, exist_ok=True)
-    for case in progress(range(n_cases)):
+    for case in progress(range(n_cases), "drawing hearts"):
         *arrays, affine = render_case(case, seed)
         for kind, array in zip(("image", "label"), arrays, strict=True):
             volume = nib.Nifti1Image(array, affine)
             volume.header.set_xyzt_units("mm")
-            content = gzip.compress(
-                volume.to_bytes(), compresslevel=1, mtime=0
-            )  # without a time: the seed decides every byte
+            content = gzip.compress(volume.to_bytes(), 1, mtime=0)  # without a time: the seed decides every byte
             (folder / f"ct_train_{FIRST_NUMBER + case}_{kind}.nii.gz").write_bytes(content)

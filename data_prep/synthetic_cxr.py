@@ -7,7 +7,6 @@ A picture is a map of attenuation on the detector, float32 (size, size), in anat
 left, the patient's right) to 1, v from -1 (head) to 1 (feet), about 35 cm across. Exposure turns attenuation into grey.
 """
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -16,6 +15,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 from scipy import ndimage
+
+from data_prep.pipeline import progress
 
 CLASSES = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
 REPEAT_RATE = 0.1  # chance that a case is a second image of the patient before it in the same class
@@ -297,13 +298,12 @@ def write_chest_xrays(
     seed: int = 0,
     findings: Findings = "mild",
     images_per_patient: int | None = None,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> None:
-    """Write `n_cases` pictures (8-bit PNG) and manifest.csv below `folder`; `progress` wraps the case numbers (tqdm)."""
+    """Write `n_cases` pictures (8-bit PNG) and manifest.csv below `folder`."""
     rows = []
     for name in CLASSES:
         (folder / name / "images").mkdir(parents=True)
-    for case in progress(range(n_cases)):
+    for case in progress(range(n_cases), "drawing chest X-rays"):
         image, scanner, first = render_case(case, size, seed, findings, images_per_patient)
         name = CLASSES[case % len(CLASSES)]
         file = f"{name}/images/{name}-{case // len(CLASSES) + 1}.png"

@@ -220,5 +220,5 @@ def test_columns_of_the_source_are_kept_and_stated_splits_honoured(source, out):
 
 
 def test_a_log_gets_a_line_now_and_then_no_bar(capsys):
-    assert list(pipeline.progress(range(10_000), "preparing", "case")) == list(range(10_000))
+    assert list(pipeline.progress(range(10_000), "preparing")) == list(range(10_000))
     assert len(capsys.readouterr().out.splitlines()) <= 1, "ten seconds have not passed"
