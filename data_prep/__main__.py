@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from functools import reduce
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import click
 from data_prep import quality, sources
 from data_prep.cardiac import Settings
 from data_prep.duplicates import NEAR_BITS
+from data_prep.merge import merge
 from data_prep.pipeline import CORES
 from data_prep.splits import shares
 from fedlib.config import UserError, validated
@@ -24,6 +25,61 @@ and how to get the images: data_prep/README.md.
 
 Then: python -m fedlib study --task ... --data DIR
 """
+app = click.Group(help=HELP)
+
+
+def option(names: str, kind: Any, help: str, default: Any = None, **more: Any) -> click.Option:
+    """Return an option by its name and, where it is another one, that of its argument."""
+    return click.Option(names.split(), type=kind, help=help, default=default, show_default=True, **more)
+
+
+def flag(name: str, help: str) -> click.Option:
+    """Return an option without a value."""
+    return option(name, bool, help, False, is_flag=True)
+
+
+def add(name: str, prepare: Callable[..., PreparedDataset], params: list[click.Parameter], help: str) -> None:
+    """Add a command that passes its options to `prepare` and tells what is in the set."""
+    app.add_command(click.Command(name, params=params, callback=lambda **given: _tell(prepare(**given)), help=help))
+
+
+def _volumes(adapter: str, **given: Any) -> PreparedDataset:
+    settings = validated(Settings, {name: given.pop(name) for name in vars(Settings())})
+    return sources.prepare_cardiac(adapter, settings=settings, **given)
+
+
+def _settings(defaults: Settings) -> list[click.Option]:
+    """Return an option for each setting, which takes text as it is written: `Settings` explains and checks them."""
+    options = []
+    for name, value in vars(defaults).items():
+        text = ",".join(f"{part:g}" for part in value) if isinstance(value, tuple) else value
+        names = f"--{name.removesuffix('_mm').replace('_', '-')} {name}"
+        options.append(option(names, str, Settings.__pydantic_fields__[name].description, text))
+    return options
+
+
+PATH, WORDS, WHOLE = click.Path(path_type=Path), click.Choice, click.IntRange
+SIDES = "image: a patient and duplicates may be on both sides, and reports say so."
+SPLITS = "Percent of train, val and test, as in 80,10,10; without: 60,10,30."
+SIDE = "Side of a prepared image in pixels."
+OUT = [
+    option("--out", PATH, "Folder of the prepared set.", required=True),
+    flag("--overwrite", "Replace the prepared set that is there."),
+]
+SPLITTING = [
+    option("--seed", WHOLE(0), "Seed of the splits and, for phantoms, of the images.", 0),
+    option("--fractions", str, SPLITS, callback=lambda _, __, text: text if text is None else shares(text)),
+    option("--split-by", WORDS(["patient", "image"]), SIDES, "patient"),
+]
+PHANTOMS = [*OUT, *SPLITTING, option("--keep-raw", PATH, "Keep the raw files, in the layout of real data, in this folder.")]
+FILES = [
+    option("--input source", PATH, "Folder or zip with the raw images; a zip is not unpacked.", required=True),
+    *OUT,
+    *SPLITTING,
+    option("--near near_bits", WHOLE(0, 64), "Bits of 256 in which hashes of near-duplicates may differ.", NEAR_BITS),
+    option("--on-bad", WORDS(["stop", "skip"]), "At a case that cannot be used: stop, or list it in qc.csv.", "stop"),
+    option("--jobs", WHOLE(1, 256), "Cases read at a time.", CORES),
+]
 CARDIAC_HELP = {
     "mmwhs": "Cardiac volumes in pairs *_image.nii.gz and *_label.nii.gz, with label values for LV and myocardium.\n\n"
     "Thick slices (short-axis MRI, say): --modality mr --spacing 2.5,2.5,6 --size 64,64,16",
@@ -32,112 +88,55 @@ CARDIAC_HELP = {
     "msd": "The layout of the Medical Segmentation Decathlon and of nnU-Net: imagesTr, labelsTr, dataset.json.\n\n"
     "--lv and --myo are names in dataset.json, or values.",
 }
-
-
-def option(names: str, kind: Any, help: str, default: Any = None, **more: Any) -> Callable:
-    """Return an option by its name and, where it is another one, that of its argument."""
-    return click.option(*names.split(), type=kind, help=help, **({} if default is None else {"default": default}), **more)
-
-
-def options(*several: Callable) -> Callable:
-    """Return a decorator that gives a command these options, in this order."""
-    return lambda command: reduce(lambda function, option: option(function), reversed(several), command)
-
-
-PATH, WORDS, WHOLE = click.Path(path_type=Path), click.Choice, click.IntRange
-IMAGE = "image: a patient and duplicates may be on both sides, and reports say so."
-KEEP = "Keep the raw files, in the layout of the real data, in this new folder."
-SIDE = "Side of a prepared image in pixels."
-OUT = option("--out", PATH, "Folder of the prepared set.", required=True)
-SPLITTING = (
-    option("--seed", WHOLE(0), "Seed of the splits and, for phantoms, of the images.", 0),
-    option("--fractions percent", str, "Percent of train, val and test, as in 80,10,10; without: 60,10,30."),
-    option("--split-by", WORDS(["patient", "image"]), IMAGE, "patient"),
-    option("--overwrite", bool, "Replace the prepared set that is there.", is_flag=True),
+add(
+    "synthetic-cxr",
+    partial(sources.prepare_synthetic, "classification"),
+    [
+        *PHANTOMS,
+        option("--size", WHOLE(16, 4096), SIDE, 64),
+        option("--cases", WHOLE(20), "Number of images, a quarter in each class.", 1000),
+        option("--findings", WORDS(["clear", "mild"]), "mild: slow to learn; clear: quick, with a ceiling.", "clear"),
+    ],
+    "Chest X-ray phantoms in four categories, as PNGs in the folders of the COVID-19 Radiography Database.",
 )
-PHANTOMS = (OUT, *SPLITTING, option("--keep-raw", PATH, KEEP))
-FILES = (
-    option("--input source", PATH, "Folder or zip with the raw images; a zip is not unpacked.", required=True),
-    OUT,
-    *SPLITTING,
-    option("--near near_bits", WHOLE(0, 64), "Bits of 256 in which hashes of near-duplicates may differ.", NEAR_BITS),
-    option("--on-bad", WORDS(["stop", "skip"]), "At a case that cannot be used: stop, or list it in qc.csv.", "stop"),
-    option("--jobs", WHOLE(1, 256), "Cases read at a time.", CORES),
+add(
+    "synthetic-cardiac",
+    partial(sources.prepare_synthetic, "segmentation"),
+    [
+        *PHANTOMS,
+        option("--size", WHOLE(16), "Side of a prepared volume in voxels, a multiple of 8.", 40),
+        option("--cases", WHOLE(3), "Number of volumes, one a patient.", 66),
+    ],
+    "Cardiac CT phantoms with LV and myocardium, as NIfTI pairs in the naming and label values of MM-WHS.",
 )
-app = click.Group(help=HELP, context_settings={"show_default": True})
-
-
-@app.command()
-@options(*PHANTOMS, option("--size", WHOLE(16, 4096), SIDE, 64))
-@option("--cases", WHOLE(20), "Number of images, a quarter in each class.", 1000)
-@option("--findings", WORDS(["clear", "mild"]), "mild: slow to learn; clear: quick to learn, with a ceiling.", "clear")
-def synthetic_cxr(**given: Any) -> None:
-    """Chest X-ray phantoms in four categories, as PNGs in the folders of the COVID-19 Radiography Database."""
-    _prepare(sources.prepare_synthetic, task="classification", **given)
-
-
-@app.command()
-@options(*PHANTOMS, option("--size", WHOLE(16), "Side of a prepared volume in voxels.", 40))
-@option("--cases", WHOLE(3), "Number of volumes, one a patient.", 66)
-def synthetic_cardiac(**given: Any) -> None:
-    """Cardiac CT phantoms with LV and myocardium, as NIfTI pairs in the naming and label values of MM-WHS."""
-    _prepare(sources.prepare_synthetic, task="segmentation", **given)
-
-
-@app.command()
-@options(*FILES, option("--size", WHOLE(16, 4096), SIDE, 224))
-@option("--where", str, "Keep rows of manifest.csv with this value, as in mini=1.")
-def class_folders(**given: Any) -> None:
+add(
+    "class-folders",
+    sources.prepare_class_folders,
+    [
+        *FILES,
+        option("--size", WHOLE(16, 4096), SIDE, 224),
+        option("--where", str, "Keep rows of manifest.csv with this value, as in mini=1."),
+    ],
     """Images in one folder a class: <CLASS>/*.png or <CLASS>/images/*.png; PNG, JPEG or DICOM.
 
     A manifest.csv beside the folders (file, class, and perhaps patient, dup_group, split) keeps patients and duplicates
     within one split; without it a folder inside the class is a patient, and so is every image that lies in none.
-    """
-    _prepare(sources.prepare_class_folders, **given)
-
-
-@app.command()
-@options(*FILES, option("--size", WHOLE(16, 4096), SIDE, 224))
-@option("--subset", bool, "Accept other counts than the published ones.", is_flag=True)
-def covid19_radiography(**given: Any) -> None:
-    """The COVID-19 Radiography Database as Kaggle gives it: four classes, 21,165 PNGs, tables of where each came from."""
-    _prepare(sources.prepare_covid19_radiography, **given)
-
-
-def _add_cardiac(adapter: str, defaults: Settings) -> None:
-    """Add the command of one of sources.CARDIAC: an option for each of the settings, which `Settings` explains and checks."""
-
-    @app.command(adapter, help=CARDIAC_HELP[adapter])
-    @options(*FILES, *(_setting(name, value) for name, value in vars(defaults).items()))
-    def command(**given: Any) -> None:
-        settings = validated(Settings, {name: given.pop(name) for name in vars(defaults)})
-        _prepare(sources.prepare_cardiac, adapter=adapter, settings=settings, **given)
-
-
-def _setting(name: str, value: Any) -> Callable:
-    """Return the option of one of the settings, which takes text as it is written: numbers with commas between them."""
-    text = ",".join(f"{part:g}" for part in value) if isinstance(value, tuple) else value
-    flag = f"--{name.removesuffix('_mm').replace('_', '-')}"
-    return option(f"{flag} {name}", str, Settings.__pydantic_fields__[name].description, text)
-
-
+    """,
+)
+add(
+    "covid19-radiography",
+    sources.prepare_covid19_radiography,
+    [*FILES, option("--size", WHOLE(16, 4096), SIDE, 224), flag("--subset", "Accept other counts than the published ones.")],
+    "The COVID-19 Radiography Database as Kaggle gives it: four classes, 21,165 PNGs, tables of where each came from.",
+)
 for name, adapter in sources.CARDIAC.items():
-    _add_cardiac(name, adapter.DEFAULTS)
-
-
-@app.command()
-@click.argument("sets", type=PATH, nargs=-1, required=True, metavar="SET SET...")
-@options(OUT, SPLITTING[-1])
-def merge(**given: Any) -> None:
-    """Put prepared sets of several hospitals or archives together, told apart by a column `source`: the folders' names."""
-    from data_prep.merge import merge as together
-
-    _tell(together(**given))
-
-
-def _prepare(prepare: Callable[..., PreparedDataset], percent: str | None, **given: Any) -> None:
-    """Prepare a source and tell what is in the set."""
-    _tell(prepare(fractions=None if percent is None else shares(percent), **given))
+    add(name, partial(_volumes, name), [*FILES, *_settings(adapter.DEFAULTS)], CARDIAC_HELP[name])
+add(
+    "merge",
+    merge,
+    [click.Argument(["sets"], type=PATH, nargs=-1, required=True, metavar="SET SET..."), *OUT],
+    "Put prepared sets of several hospitals or archives together, told apart by a column `source`: the folders' names.",
+)
 
 
 def _tell(prepared: PreparedDataset) -> None:

@@ -14,10 +14,11 @@ from unicodedata import normalize
 from data_prep.cardiac import Settings, parts
 from data_prep.cases import Case
 from data_prep.files import Files, cleaned
-from data_prep.nifti import by_case, others, paired, stem
+from data_prep.nifti import by_case, paired, stem
 from fedlib.config import UserError
 
 DEFAULTS = Settings(lv="LV", myo="Myo")
+NONE = "no volume in imagesTr/; expected imagesTr/*.nii.gz and labelsTr/*.nii.gz"
 TABLE = "dataset.json"
 
 
@@ -26,7 +27,7 @@ def find_cases(files: Files, settings: Settings) -> tuple[list[Case], Settings]:
 
     Return them with the settings, in which label values take the place of names; these are compared without regard to case.
     Raises UserError when dataset.json cannot be used, names no such label, lists a file that does not exist or counts other
-    cases, when there are none, or as `nifti.paired` does.
+    cases, or as `nifti.paired` does.
     """
     tables = [name for name in files.stamps if name.rsplit("/", 1)[-1] == TABLE]
     if len(tables) != 1:
@@ -35,10 +36,7 @@ def find_cases(files: Files, settings: Settings) -> tuple[list[Case], Settings]:
     table = _table(files.read(tables[0]), where)
     rows = table.get("training") or table.get("dataset")
     cases = _listed(files, where, top, rows) if rows else _by_name(files, top)
-    if not cases:
-        expected = "no volume in imagesTr/; expected imagesTr/*.nii.gz and labelsTr/*.nii.gz"
-        raise UserError(f"--input {files.source}: {expected}{others(files)}")
-    if (stated := table.get("numTraining", len(cases))) != len(cases):
+    if cases and (stated := table.get("numTraining", len(cases))) != len(cases):
         raise UserError(f"{where}: numTraining is {stated}; expected {len(cases)}, the cases found")
     named = {"lv": settings.lv, "myo": settings.myo}
     labels = _label_values(table["labels"], where)
@@ -81,17 +79,13 @@ def _values(labels: dict[str, list[str]], option: str, text: str, where: str) ->
 
 def _by_name(files: Files, top: str) -> list[Case]:
     """Pair the volumes of imagesTr/ and labelsTr/ by their names without suffix."""
-    images, labels = _in_folder(files, top + "imagesTr"), _in_folder(files, top + "labelsTr")
+    images, labels = (by_case(files, rf"{re.escape(top)}{kind}Tr/([^/]*)") for kind in ("images", "labels"))
     channels: dict[str, list[str]] = {}
     for image, file in images.items():
         base = re.sub(r"_\d{4}$", "", image)  # the name without the channel, where it has channels
         channels.setdefault(base if image not in labels and f"{base}_0000" in images else image, []).append(file)
     cases = paired(files, {name: several[0] for name, several in channels.items()}, labels, "{}.nii.gz in imagesTr/")
     return [replace(case, columns={"channels": len(channels[case.case])}) for case in cases]
-
-
-def _in_folder(files: Files, folder: str) -> dict[str, str]:
-    return by_case(files, lambda name: stem(name) if name.rpartition("/")[0] == folder else None)
 
 
 def _listed(files: Files, where: str, top: str, rows: Any) -> list[Case]:

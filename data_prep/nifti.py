@@ -2,8 +2,8 @@
 
 import gzip
 import io
-import zlib
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
@@ -17,9 +17,9 @@ from data_prep.cases import Case
 from data_prep.files import MAX_BYTES, Files, cleaned
 from fedlib.config import UserError
 
-SUFFIXES = (".nii.gz", ".nii")
 OTHER_SUFFIXES = (".mha", ".mhd", ".nrrd", ".mgz", ".img.gz", ".img", ".hdr")
 """Volumes of other kinds: named to the user, not read."""
+SUFFIX = re.compile(rf"({'|'.join(map(re.escape, ('.nii.gz', '.nii', *OTHER_SUFFIXES)))})$", re.IGNORECASE)
 SPACING_MM = (0.05, 50.0)
 """No scanner of hearts has smaller or larger voxels; a header that says so is in other units, or damaged."""
 UNITS_MM = {1: 1000.0, 3: 0.001}
@@ -43,16 +43,18 @@ class Volume:
 
 def stem(name: str) -> str:
     """Return a file's name without its folders and its suffix."""
-    last = name.rsplit("/", 1)[-1]
-    return last[: len(last) - len(next((end for end in SUFFIXES + OTHER_SUFFIXES if last.lower().endswith(end)), ""))]
+    return SUFFIX.sub("", name.rsplit("/", 1)[-1])
 
 
-def by_case(files: Files, case_of: Callable[[str], str | None]) -> dict[str, str]:
-    """Map cases to files, for the volumes that `case_of` finds a case for. Raises UserError when two have the same."""
+def by_case(files: Files, pattern: str) -> dict[str, str]:
+    """Map cases to volumes: a case is what the pattern's group matches in a path without suffix.
+
+    Raises UserError when two volumes have the same case.
+    """
     found: dict[str, str] = {}
     for name in files.stamps:
-        if name.lower().endswith(SUFFIXES + OTHER_SUFFIXES) and (case := case_of(name)) is not None:
-            case = cleaned(case)
+        if SUFFIX.search(name) and (match := re.fullmatch(pattern, SUFFIX.sub("", name))):
+            case = cleaned(match[1])
             if case in found:
                 raise UserError(f"{files.where(name)}: the same case as {found[case]}; expected each name once")
             found[case] = name
@@ -95,7 +97,7 @@ def read(name: str, content: bytes) -> Volume:
         affine, note = _affine(name, header)
     except UserError:
         raise
-    except (OSError, EOFError, zlib.error, HeaderDataError, ValueError, KeyError, OverflowError, MemoryError) as error:
+    except Exception as error:  # gzip and nibabel answer bad bytes with some eight kinds
         suffix = ".nii.gz" if name.lower().endswith(".gz") else ".nii"
         raise UserError(f"{name}: damaged or no NIfTI ({error}); expected a whole {suffix} file") from None
     if len(rest) != missing:

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from data_prep import cardiac, class_folders, covid19_radiography, mmwhs, msd, totalsegmentator
+from data_prep import cardiac, class_folders, covid19_radiography, mmwhs, msd, nifti, totalsegmentator
 from data_prep.cases import Case
 from data_prep.files import Files, opened
 from data_prep.pipeline import READER, digest, prepare, up_to_date
 from data_prep.synthetic_cardiac import write_cardiac_ct
 from data_prep.synthetic_cxr import Findings, write_chest_xrays
-from fedlib.config import StudyConfig
+from fedlib.config import StudyConfig, UserError, validated
 from fedlib.data.dataset import PreparedDataset, open_prepared
 from fedlib.data.files import require_empty
 
@@ -72,6 +72,8 @@ def prepare_cardiac(
     """
     with opened(source) as files:
         cases, settings = CARDIAC[adapter].find_cases(files, settings or CARDIAC[adapter].DEFAULTS)
+        if not cases:
+            raise UserError(f"--input {source}: {CARDIAC[adapter].NONE}{nifti.others(files)}")
         cardiac.check_structures(settings)
         manifest = {
             "task": "segmentation",
@@ -112,6 +114,8 @@ def prepare_synthetic(
         return found
     if keep_raw:
         require_empty(keep_raw, "--keep-raw")
+    field = (SYNTHETIC_FIELD_MM / size,) * 3
+    settings = validated(cardiac.Settings, {"spacing_mm": field, "size": (size,) * 3}) if task == "segmentation" else None
     about = {"synthetic": True, "recipe": recipe, "made_from": made_from}
     options = {"seed": seed, "overwrite": overwrite} | splitting
     with tempfile.TemporaryDirectory(prefix="phantoms-") as temporary:
@@ -122,7 +126,6 @@ def prepare_synthetic(
             return prepare_class_folders(raw, out, size, about=about, **options)
         about |= {"source": "synthetic-cardiac", "title": "synthetic cardiac CT phantoms"}
         write_cardiac_ct(raw, cases, seed)
-        settings = cardiac.Settings(spacing_mm=(SYNTHETIC_FIELD_MM / size,) * 3, size=(size,) * 3)
         return prepare_cardiac("mmwhs", raw, out, settings, about=about, **options)
 
 

@@ -7,10 +7,11 @@ empty, and the loader refuses them one by one.
 from data_prep.cardiac import Settings, parts
 from data_prep.cases import Case
 from data_prep.files import Files, read_table
-from data_prep.nifti import SUFFIXES, by_case, others, stem
+from data_prep.nifti import by_case, others, stem
 from fedlib.config import UserError
 
 DEFAULTS = Settings(crop="heart", lv="heart_ventricle_left", myo="heart_myocardium")
+NONE = "no folder with ct.nii.gz; expected s0001/ct.nii.gz and s0001/segmentations/"
 KEPT = ["age", "gender", "institute", "study_type", "manufacturer", "scanner_model", "kvp", "pathology", "published_split"]
 """Columns of meta.csv that go to cases.csv; its `split` becomes `published_split`, since we make our own."""
 
@@ -18,26 +19,17 @@ KEPT = ["age", "gender", "institute", "study_type", "manufacturer", "scanner_mod
 def find_cases(files: Files, settings: Settings) -> tuple[list[Case], Settings]:
     """Return a case for each folder with ct.nii.gz (or mri.nii.gz), and the settings as they are.
 
-    The loader refuses cases that lack a mask. Raises UserError when no case has a mask so named, when there are no cases or
-    two of one name, or when meta.csv cannot be read.
+    The loader refuses cases that lack a mask. Raises UserError when no case has a mask so named, when two cases have one
+    name, or when meta.csv cannot be read.
     """
     _check_masks(files, settings)
     about, cases = _about(files), []
-    for case, name in by_case(files, lambda name: _folder_of(files, name)).items():
-        below = f"{name.rpartition('/')[0]}/segmentations/".lstrip("/")
-        wanted = [below + mask + end for mask in parts(settings.lv) + parts(settings.myo) for end in SUFFIXES]
+    for case, name in by_case(files, r"(?:.*/)?([^/]+)/(?i:ct|mri)").items():
+        below = f"{name.rpartition('/')[0]}/segmentations/"
+        wanted = [below + mask + end for mask in parts(settings.lv) + parts(settings.myo) for end in (".nii.gz", ".nii")]
         masks = tuple(mask for mask in wanted if mask in files.stamps)
         cases.append(Case(case, case, name, label_files=masks, columns=about.get(case, {})))
-    if not cases:
-        expected = "no folder with ct.nii.gz; expected s0001/ct.nii.gz and s0001/segmentations/"
-        raise UserError(f"--input {files.source}: {expected}{others(files)}")
     return cases, settings
-
-
-def _folder_of(files: Files, name: str) -> str | None:
-    if stem(name).lower() not in ("ct", "mri"):
-        return None
-    return (name.rpartition("/")[0] or files.prefix.rstrip("/") or files.source.stem).rsplit("/", 1)[-1]
 
 
 def _check_masks(files: Files, settings: Settings) -> None:

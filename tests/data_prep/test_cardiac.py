@@ -24,7 +24,7 @@ SETTINGS = Settings(size=(16, 16, 16))
 
 def load(contents, settings=SETTINGS, case=CASE):
     """Image, label, columns."""
-    return cardiac.loader(settings)(case, contents)
+    return cardiac.load(case, contents, settings)
 
 
 def test_labels_are_mapped_and_everything_else_is_background():
@@ -219,7 +219,7 @@ def test_rounding_of_headers_is_no_shift():
 @pytest.mark.parametrize(("lv", "myo"), [("", "205"), ("500", " , "), ("500", "500,205"), ("left", "205")])
 def test_structures_must_be_told_apart(lv, myo):
     with pytest.raises(UserError, match=rf"lv '{lv}', myo '{myo}'.*expected"):
-        cardiac.loader(replace(SETTINGS, lv=lv, myo=myo))
+        cardiac.check_structures(replace(SETTINGS, lv=lv, myo=myo))
 
 
 @pytest.mark.parametrize("modality", ["ct", "mr"])

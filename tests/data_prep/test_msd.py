@@ -1,6 +1,7 @@
 """The layout of the Decathlon and of nnU-Net: label names from dataset.json, channels, counts."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -17,7 +18,7 @@ NNUNET = {"labels": {"background": 0, "LV": 500, "Myo": 205, "heart": [205, 500]
 def first(folder, settings=SETTINGS):
     with opened(folder) as files:
         cases, settings = msd.find_cases(files, settings)
-        return loaded(cardiac.loader(settings), files, cases[0])
+        return loaded(partial(cardiac.load, settings=settings), files, cases[0])
 
 
 @pytest.mark.parametrize("names", [("lv", "MYO"), ("500", "205"), ("LV", "205")])
