@@ -28,14 +28,14 @@ Then: python -m fedlib study --task ... --data DIR
 app = click.Group(help=HELP)
 
 
-def option(names: str, kind: Any, help: str, default: Any = None, **more: Any) -> click.Option:
+def option(names: str, kind: Any, help: str, **more: Any) -> click.Option:
     """Return an option by its name and, where it is another one, that of its argument."""
-    return click.Option(names.split(), type=kind, help=help, default=default, show_default=True, **more)
+    return click.Option(names.split(), type=kind, help=help, show_default=True, **more)
 
 
 def flag(name: str, help: str) -> click.Option:
     """Return an option without a value."""
-    return option(name, bool, help, False, is_flag=True)
+    return option(name, bool, help, is_flag=True)
 
 
 def add(name: str, prepare: Callable[..., PreparedDataset], params: list[click.Parameter], help: str) -> None:
@@ -52,9 +52,9 @@ def _settings(defaults: Settings) -> list[click.Option]:
     """Return an option for each setting, which takes text as it is written: `Settings` explains and checks them."""
     options = []
     for name, value in vars(defaults).items():
-        text = ",".join(f"{part:g}" for part in value) if isinstance(value, tuple) else value
         names = f"--{name.removesuffix('_mm').replace('_', '-')} {name}"
-        options.append(option(names, str, Settings.__pydantic_fields__[name].description, text))
+        text = {} if value is None else {"default": str(value).strip("()").replace(" ", "")}
+        options.append(option(names, str, Settings.__pydantic_fields__[name].description, **text))
     return options
 
 
@@ -67,18 +67,22 @@ OUT = [
     flag("--overwrite", "Replace the prepared set that is there."),
 ]
 SPLITTING = [
-    option("--seed", WHOLE(0), "Seed of the splits and, for phantoms, of the images.", 0),
+    option("--seed", WHOLE(0), "Seed of the splits and, for phantoms, of the images.", default=0),
     option("--fractions", str, SPLITS, callback=lambda _, __, text: text if text is None else shares(text)),
-    option("--split-by", WORDS(["patient", "image"]), SIDES, "patient"),
+    option("--split-by", WORDS(["patient", "image"]), SIDES, default="patient"),
 ]
 PHANTOMS = [*OUT, *SPLITTING, option("--keep-raw", PATH, "Keep the raw files, in the layout of real data, in this folder.")]
 FILES = [
     option("--input source", PATH, "Folder or zip with the raw images; a zip is not unpacked.", required=True),
     *OUT,
     *SPLITTING,
-    option("--near near_bits", WHOLE(0, 64), "Bits of 256 in which hashes of near-duplicates may differ.", NEAR_BITS),
-    option("--on-bad", WORDS(["stop", "skip"]), "At a case that cannot be used: stop, or list it in qc.csv.", "stop"),
-    option("--jobs", WHOLE(1, 256), "Cases read at a time.", CORES),
+    option(
+        "--near near_bits", WHOLE(0, 64), "Bits of 256 in which hashes of near-duplicates may differ.", default=NEAR_BITS
+    ),
+    option(
+        "--on-bad", WORDS(["stop", "skip"]), "At a case that cannot be used: stop, or list it in qc.csv.", default="stop"
+    ),
+    option("--jobs", WHOLE(1, 256), "Cases read at a time.", default=CORES),
 ]
 CARDIAC_HELP = {
     "mmwhs": "Cardiac volumes in pairs *_image.nii.gz and *_label.nii.gz, with label values for LV and myocardium.\n\n"
@@ -93,9 +97,11 @@ add(
     partial(sources.prepare_synthetic, "classification"),
     [
         *PHANTOMS,
-        option("--size", WHOLE(16, 4096), SIDE, 64),
-        option("--cases", WHOLE(20), "Number of images, a quarter in each class.", 1000),
-        option("--findings", WORDS(["clear", "mild"]), "mild: slow to learn; clear: quick, with a ceiling.", "clear"),
+        option("--size", WHOLE(16, 4096), SIDE, default=64),
+        option("--cases", WHOLE(20), "Number of images, a quarter in each class.", default=1000),
+        option(
+            "--findings", WORDS(["clear", "mild"]), "mild: slow to learn; clear: quick, with a ceiling.", default="clear"
+        ),
     ],
     "Chest X-ray phantoms in four categories, as PNGs in the folders of the COVID-19 Radiography Database.",
 )
@@ -104,8 +110,8 @@ add(
     partial(sources.prepare_synthetic, "segmentation"),
     [
         *PHANTOMS,
-        option("--size", WHOLE(16), "Side of a prepared volume in voxels, a multiple of 8.", 40),
-        option("--cases", WHOLE(3), "Number of volumes, one a patient.", 66),
+        option("--size", WHOLE(16), "Side of a prepared volume in voxels, a multiple of 8.", default=40),
+        option("--cases", WHOLE(3), "Number of volumes, one a patient.", default=66),
     ],
     "Cardiac CT phantoms with LV and myocardium, as NIfTI pairs in the naming and label values of MM-WHS.",
 )
@@ -114,7 +120,7 @@ add(
     sources.prepare_class_folders,
     [
         *FILES,
-        option("--size", WHOLE(16, 4096), SIDE, 224),
+        option("--size", WHOLE(16, 4096), SIDE, default=224),
         option("--where", str, "Keep rows of manifest.csv with this value, as in mini=1."),
     ],
     """Images in one folder a class: <CLASS>/*.png or <CLASS>/images/*.png; PNG, JPEG or DICOM.
@@ -126,7 +132,11 @@ add(
 add(
     "covid19-radiography",
     sources.prepare_covid19_radiography,
-    [*FILES, option("--size", WHOLE(16, 4096), SIDE, 224), flag("--subset", "Accept other counts than the published ones.")],
+    [
+        *FILES,
+        option("--size", WHOLE(16, 4096), SIDE, default=224),
+        flag("--subset", "Accept other counts than the published ones."),
+    ],
     "The COVID-19 Radiography Database as Kaggle gives it: four classes, 21,165 PNGs, tables of where each came from.",
 )
 for name, adapter in sources.CARDIAC.items():
