@@ -212,8 +212,8 @@ def _where(volume: nifti.Volume, structure: str, values: list[int]) -> np.ndarra
     found = volume.values
     if found.dtype.kind == "f":
         whole = np.rint(found)
-        if odd := sorted(set(found[~(np.abs(found - whole) <= WHOLE)].tolist()))[:3]:
-            raise UserError(f"{volume.name}: has values that are no whole numbers ({_listed(odd)}); expected a label")
+        if len(odd := np.unique(found[~(np.abs(found - whole) <= WHOLE)])):
+            raise UserError(f"{volume.name}: has values that are no whole numbers ({_listed(odd[:3])}); expected a label")
         found = whole
     marked = np.isin(found, values) if values else found != 0
     if not marked.any():

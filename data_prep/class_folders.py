@@ -165,15 +165,24 @@ def _from_manifest(files: Files, manifest: str, where: str | None) -> list[Case]
         table = table[table[column] == value]
         if table.empty:
             raise UserError(f"--where {where}: no such row in {of}; expected at least one")
+    table = table.reindex(columns=table.columns.union(KNOWN, sort=False), fill_value="")
+    known = {normalize("NFC", name): name for name in files.stamps}  # macOS writes another Unicode form
+    path = table["file"].map(lambda file: normalize("NFC", str(PurePosixPath(file))))
+    for wrong, words in (
+        (table["file"].str.contains("\\", regex=False), "lists {file}; expected / between folders"),
+        (path.isin(files.unsafe), "lists {file}: {unsafe}"),
+        (path.duplicated(), "lists {file} twice; expected a row an image"),
+        (~path.isin(known), "lists {file}, which does not exist"),
+        (table["class"] == "", "no class for {file}; expected a name"),
+        (~table["split"].isin(["", *SPLITS]), "split {split!r} for {file}; expected train, val, test or nothing"),
+    ):
+        for row, unsafe in zip(table[wrong].to_dict("records"), path[wrong].map(files.unsafe), strict=True):
+            more = f" ({wrong.sum()} such rows)" if wrong.sum() > 1 else ""
+            raise UserError(f"{of}: {words.format_map(row | {'unsafe': unsafe})}{more}")
     cases = []
-    for image, row in zip(_matched(files, of, list(table["file"])), table.to_dict("records"), strict=True):
-        name, split = cleaned(SUFFIX.sub("", image)), row.get("split", "")
-        if not row["class"]:
-            raise UserError(f"{of}: no class for {image}; expected a name")
-        if split not in ("", *SPLITS):
-            raise UserError(f"{of}: split {split!r} for {image}; expected {', '.join(SPLITS)} or nothing")
-        more = {column: value for column, value in row.items() if column not in KNOWN}
-        cases.append(Case(name, row.get("patient") or name, image, row["class"], (), row.get("dup_group", ""), split, more))
+    for image, row in zip(path.map(known), table.to_dict("records"), strict=True):
+        name, more = cleaned(SUFFIX.sub("", image)), {column: value for column, value in row.items() if column not in KNOWN}
+        cases.append(Case(name, row["patient"] or name, image, row["class"], (), row["dup_group"], row["split"], more))
     return cases
 
 
@@ -205,24 +214,3 @@ def _table(files: Files, manifest: str) -> pd.DataFrame:
     if table.empty:
         raise UserError(f"{where}: lists no files; expected a row an image")
     return table
-
-
-def _matched(files: Files, where: str, listed: list[str]) -> list[str]:
-    """Return the names in `files` of the listed ones, which may be in another Unicode form (macOS writes its own)."""
-    known = {normalize("NFC", name): name for name in files.stamps}
-    found, missing = {}, []
-    for file in listed:
-        if "\\" in file:
-            raise UserError(f"{where}: lists {file}; expected / between folders")
-        name = normalize("NFC", str(PurePosixPath(file)))
-        if reason := files.unsafe.get(name):
-            raise UserError(f"{where}: lists {file}: {reason}")
-        if name in found:
-            raise UserError(f"{where}: lists {file} twice; expected a row an image")
-        found[name] = known.get(name)
-        if not found[name]:
-            missing.append(file)
-    if missing:
-        more = f" ({len(missing)} files are missing)" if len(missing) > 1 else ""
-        raise UserError(f"{where}: lists {missing[0]}, which does not exist{more}")
-    return list(found.values())

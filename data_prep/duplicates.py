@@ -68,17 +68,16 @@ def _near(words: np.ndarray, near_bits: int) -> list[tuple[int, int, int]]:
     return found
 
 
-def contradicting(cases: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, str]:
-    """Cases whose very pixels stand in another class too, with the reason: which label is right, nobody can say."""
-    exact = pairs[pairs["kind"] == "exact"]
-    against = exact[exact["class_a"] != exact["class_b"]]
-    copies = exact[exact["case_a"].isin(against["case_a"])]
-    classes = cases.set_index("case")["label"]
+def contradicting(cases: pd.DataFrame) -> dict[str, str]:
+    """Return the cases (columns case, label, sha256) whose very pixels stand in another class too, with the reason.
+
+    Which label is right, nobody can say.
+    """
     reasons = {}
-    for original, group in copies.groupby("case_a", sort=False):
-        members = [original, *group["case_b"]]
-        text = ", ".join(f"{case} ({classes[case]})" for case in members[:4])
-        reasons |= dict.fromkeys(members, f"the same pixels in more than one class: {text}; expected one class")
+    for _, same in cases.groupby("sha256", sort=False):
+        if same["label"].nunique() > 1:
+            text = ", ".join(f"{row.case} ({row.label})" for row in same.head(4).itertuples())
+            reasons |= dict.fromkeys(same["case"], f"the same pixels in more than one class: {text}; expected one class")
     return reasons
 
 

@@ -204,14 +204,13 @@ def _without_contradictions(
     """Return keys, table and duplicate pairs of the cases whose very pixels do not stand in another class too."""
     table = pd.DataFrame([_row(keyed[key], entry["columns"]) for key, entry in entries.items()])
     hashed = table[["case", "label"]].assign(**{name: [entry[name] for entry in entries.values()] for name in HASHES})
-    pairs = find_pairs(hashed, near_bits)
-    against = contradicting(table, pairs)
-    for row in table[table["case"].isin(against)].itertuples():
+    against = contradicting(hashed)
+    contradicted = table["case"].isin(against)
+    for row in table[contradicted].itertuples():
         rejected.add(row.file, f"{row.file}: {against[row.case]}")
     keys = [key for key in entries if keyed[key].case not in against]
     rejected.require_all_classes([keyed[key] for key in keys], [keyed[key] for key in entries])
-    table = table[~table["case"].isin(against)].reset_index(drop=True)
-    return keys, table, pairs[~pairs["case_a"].isin(against) & ~pairs["case_b"].isin(against)]
+    return keys, table[~contradicted].reset_index(drop=True), find_pairs(hashed[~contradicted], near_bits)
 
 
 def _row(case: Case, columns: dict[str, Any]) -> dict[str, Any]:

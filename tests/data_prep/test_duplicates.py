@@ -119,17 +119,17 @@ def test_the_bits_of_a_volume_are_those_of_its_three_planes():
 
 def test_copies_in_more_than_one_class_are_all_refused():
     cases = table(*(picture(n) for n in (0, 1, 0, 0, 1, 2)), labels="abbaba")
-    reasons = contradicting(cases, find_pairs(cases))
+    reasons = contradicting(cases)
     assert set(reasons) == {"c0", "c2", "c3"}
     assert all("c0 (a), c2 (b), c3 (a)" in reason for reason in reasons.values())
     cases = table(*(picture(n) for n in (0, 0, 0)), labels="abb")
-    assert set(contradicting(cases, find_pairs(cases))) == {"c0", "c1", "c2"}, "the first alone in its class"
+    assert set(contradicting(cases)) == {"c0", "c1", "c2"}, "the first alone in its class"
 
 
 def test_near_duplicates_in_two_classes_are_kept():
     image = picture(0)
     cases = table(image, recompressed(image), labels="ab")
-    assert contradicting(cases, find_pairs(cases)) == {}
+    assert contradicting(cases) == {}
 
 
 def pairs_of(links):

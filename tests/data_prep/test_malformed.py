@@ -148,7 +148,7 @@ LABELS = VOLUMES | {
     "all background": (packed(0 * L), "no voxel of LV (500); it has the values 0"),
     "no ventricle": (packed(np.where(L == 500, 420, L)), "no voxel of LV (500); it has the values 0, 205, 420, 600"),
     "no myocardium": (packed(np.where(L == 205, 0, L)), "no voxel of Myo (205); it has the values 0, 500, 600"),
-    "fractions": (packed(L + np.float32(0.5)), "no whole numbers (0.5); expected a label"),
+    "fractions": (packed(L + np.float32(0.5)), "no whole numbers (0.5, 205.5, 500.5); expected a label"),
     "label with nan": (packed(with_value(L, np.nan)), "no whole numbers (nan); expected a label"),
 }
 
@@ -520,7 +520,7 @@ MANIFESTS = {
     "column twice": ("file,class, class\nill/ill-1.png,ill,ill\n", f"column class twice; {COLUMNS}"),
     "own column": ("file,class,case\nill/ill-1.png,ill,1\n", "column case is one that cases.csv fills itself; rename it"),
     "missing file": ("file,class\nROWSill/gone.png,ill\n", f"lists ill/gone.png, {NOT_THERE}"),
-    "missing files": ("file,class\nn1.png,a\nROWSn2.png,b\n", f"lists n1.png, {NOT_THERE} (2 files are missing)"),
+    "missing files": ("file,class\nn1.png,a\nROWSn2.png,b\n", f"lists n1.png, {NOT_THERE} (2 such rows)"),
     "no file": ("file,class\nROWS,ill\n", NOT_THERE),
     "path out of the folder": ("file,class\nROWS../secret.png,ill\n", f"lists ../secret.png, {NOT_THERE}"),
     "absolute path": ("file,class\nROWS/etc/passwd,ill\n", f"lists /etc/passwd, {NOT_THERE}"),
