@@ -16,9 +16,9 @@ import torch
 from tqdm import tqdm
 
 from data_prep.cases import Case, Loader, named
-from data_prep.checks import warnings
 from data_prep.duplicates import NEAR_BITS, contradicting, find_pairs, hashes, name_groups
 from data_prep.files import Files, cleaned, natural_key
+from data_prep.quality import warnings
 from data_prep.splits import FRACTIONS, assign_splits, choices
 from data_prep.writer import PreparedWriter
 from fedlib.config import UserError

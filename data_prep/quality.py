@@ -1,4 +1,7 @@
-"""What a teacher wants to know of a prepared set before trusting a number: counts, volumes, rejections, shortcuts."""
+"""What to know of a prepared set before trusting a number: counts, volumes, rejections, shortcuts, and what looks odd."""
+
+import re
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -9,6 +12,14 @@ OWN_COLUMNS = {"case", "patient", "split", "label", "dup_group", "file"}
 """Columns of cases.csv that name a case; every other one could give its class away."""
 BINS = 10
 """A numeric column with more values than this is cut at the deciles of the training cases."""
+NOBODY = re.compile(
+    r"(anonym\w*|anon|deidentified|unknown|unbekannt|none|null|nan|n/?a|missing|test|[-?.*x0_]+)", re.IGNORECASE
+)
+"""Ids that stand for no person in particular."""
+MANY = 10
+"""Cases of one patient, if they are a tenth of the set too, that ask whether it is one (*chosen*)."""
+PERSON = re.compile(r"^((?:person|patient|pat|subject|subj|sub|proband)[-_ ]?\d+|[^-_ ]*\d[^-_ ]*)[-_ ]", re.IGNORECASE)
+"""The start of a file's name, if it may name a person: `person12_`, `patient001_`, `00000013_`."""
 
 
 def counts(data: PreparedDataset) -> pd.DataFrame:
@@ -75,3 +86,43 @@ def _values(known: pd.Series, asked: pd.Series) -> tuple[pd.Series, pd.Series]:
         edges = np.unique(numbers[0].quantile(np.linspace(0, 1, BINS + 1)[1:-1]))
         known, asked = (pd.Series(np.searchsorted(edges, column), column.index) for column in numbers)
     return known.astype(str), asked.astype(str)
+
+
+def warnings(cases: pd.DataFrame, notes: dict[str, str]) -> list[str]:
+    """Return one line for each thing that looks odd in a table of cases (columns case, patient) and its loader's notes."""
+    noted = pd.Series(list(notes), list(notes.values()), dtype=object).groupby(level=0, sort=False)
+    found = [f"{_some(list(files))}: {note}" for note, files in noted]
+    known = cases["patient"][cases["patient"] != cases["case"]].value_counts()
+    alike = pd.Series(known.index, [_reading(patient) for patient in known.index], dtype=object)
+    twins = [sorted(group) for _, group in alike.groupby(level=0) if len(group) > 1]
+    if twins:
+        shown = _some([" and ".join(group) for group in sorted(twins)])
+        found.append(f"patients {shown}: different ids that may be one person's; did a spreadsheet change them?")
+    if rounded := sorted(patient for patient in known.index if re.fullmatch(r"[\d.,]+E\+?\d+", patient, re.IGNORECASE)):
+        found.append(f"patients {_some(rounded)}: were they rounded by a spreadsheet? expected ids as they were")
+    for patient, n in known.items():
+        if n > 1 and (NOBODY.fullmatch(patient) or n >= MANY and n >= len(cases) / MANY):
+            found.append(f"patient {patient}: {n} of {len(cases)} cases, all in one split; is this one person?")
+    names = cases["case"][cases["patient"] == cases["case"]].str.rsplit("/", n=1).str[-1]
+    starts = names.str.extract(PERSON)[0].value_counts()
+    several = sorted(starts.index[starts > 1])
+    if several and len(starts) >= 3:
+        found.append(
+            f"files of {_some(several)}: their names seem to tell the person, yet each file counts as a patient; expected a "
+            "table or folders that state the patient, or one file of each"
+        )
+    return found
+
+
+def _reading(patient: str) -> str:
+    """Return what ids have in common that a spreadsheet, or a person typing, may take for the same."""
+    text = re.sub(r"[\s_-]", "", normalize("NFKC", patient)).casefold()
+    try:
+        return str(float(text.replace(",", ".")))  # 00007 and 7, 12 and 12.0, 1.2E+12
+    except ValueError:
+        return text
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

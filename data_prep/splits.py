@@ -1,17 +1,12 @@
 """Train, val and test, stratified by class; a patient's cases stay together, as duplicates do, unless asked otherwise."""
 
-import hashlib
-from dataclasses import replace
-from typing import Literal
-
 import numpy as np
 import pandas as pd
 
 from data_prep.cases import choice
 from data_prep.duplicates import linked
-from data_prep.quality import listed
 from fedlib.config import UserError
-from fedlib.data.dataset import SPLITS, PreparedDataset, assign_groups
+from fedlib.data.dataset import SPLITS, assign_groups
 
 FRACTIONS = (0.6, 0.1, 0.3)
 """Train, val, test (*chosen*): a large test split, since the study's question is about differences."""
@@ -61,19 +56,11 @@ def assign_splits(
         )
     if missing := [name for name in SPLITS if name not in set(splits)]:
         raise UserError(f"split {missing[0]}: no case is in it; expected some in each of {', '.join(SPLITS)}")
-    check_leaks(cases, splits, group)
+    _check_leaks(cases, splits, group)
     return splits
 
 
-def resplit(data: PreparedDataset, split_by: Literal["patient", "image"], seed: int) -> PreparedDataset:
-    """Return a set with the splits drawn anew, as by `--split-by`: the same arrays, and a fingerprint of its own."""
-    cases = data.cases.assign(split="")
-    cases["split"] = assign_splits(cases, listed(data, "duplicates"), seed, split_by=split_by)
-    fingerprint = hashlib.sha256(" ".join([data.fingerprint, *cases["split"]]).encode()).hexdigest()
-    return replace(data, cases=cases, manifest=data.manifest | {"fingerprint": fingerprint})
-
-
-def check_leaks(cases: pd.DataFrame, splits: pd.Series, group: pd.Series) -> None:
+def _check_leaks(cases: pd.DataFrame, splits: pd.Series, group: pd.Series) -> None:
     """Raise UserError, with two cases as witnesses, when cases of one group stand in different splits."""
     for member in splits.groupby(group).nunique().loc[lambda count: count > 1].index[:1]:
         rows = cases[group == member]

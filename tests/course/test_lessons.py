@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from data_prep.sources import ensure
-from data_prep.splits import resplit
-from data_prep.tags import tagged
+from data_prep.variants import resplit, tagged
 from fedlib.config import StudyConfig
 from fedlib.course import lessons
 from fedlib.course.exercises import check_order
