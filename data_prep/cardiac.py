@@ -215,7 +215,7 @@ def _where(volume: nifti.Volume, structure: str, values: list[int]) -> np.ndarra
         if len(odd := np.unique(found[~(np.abs(found - whole) <= WHOLE)])):
             raise UserError(f"{volume.name}: has values that are no whole numbers ({_listed(odd[:3])}); expected a label")
         found = whole
-    marked = np.isin(found, values) if values else found != 0
+    marked = np.isin(found.T, values).T if values else found != 0  # NIfTI stores the last axis first
     if not marked.any():
         told = f" ({_listed(values)}); it has the values {_listed(np.unique(found)[:12])}" if values else ""
         raise UserError(f"{volume.name}: no voxel of {structure}{told}")
@@ -250,7 +250,7 @@ def _check_contrast(case: Case, grey: np.ndarray, label: np.ndarray, window: str
 
 def _measured(label: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the box around LV and Myo, [[first voxels], [last voxels + 1]], and columns on the raw volume."""
-    [part] = ndimage.find_objects(label > 0, 1)
+    [part] = (ends[::-1] for ends in ndimage.find_objects(label.T > 0, 1))
     box = np.array([(along.start, along.stop) for along in part]).T
     columns: dict[str, Any] = {"spacing_mm": nifti.by(spacing), "shape": "x".join(map(str, label.shape))}
     columns["cut_by_border"] = bool((box[0] == 0).any() or (box[1] == label.shape).any())

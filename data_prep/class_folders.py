@@ -15,7 +15,7 @@ from unicodedata import normalize
 
 import pandas as pd
 
-from data_prep.cases import Case, Loaded, Loader, choice
+from data_prep.cases import Case, Loaded, choice
 from data_prep.files import Files, cleaned, read_table
 from data_prep.radiographs import PERCENTILES, kind_of, read_grey, squared
 from fedlib.config import UserError
@@ -72,19 +72,14 @@ def class_names(cases: list[Case]) -> list[str]:
     return sorted({case.label for case in cases})
 
 
-def loader(cases: list[Case], size: int) -> Loader:
-    """Return a loader: uint8 images (1, size, size), the index of the class among the sorted names, and columns.
+def load(case: Case, contents: list[bytes], classes: list[str], size: int) -> Loaded:
+    """Return a uint8 image (1, size, size), the index of its class, and columns.
 
     The columns are the `shape` in pixels and what a DICOM header states. The pipeline takes its `patient` where neither
     manifest nor folder named one.
     """
-    index = {name: number for number, name in enumerate(class_names(cases))}
-
-    def load(case: Case, contents: list[bytes]) -> Loaded:
-        grey, aspect, columns = read_grey(case.image, contents[0])
-        return squared(grey, size, aspect)[None], index[case.label], columns | {"shape": f"{grey.width}x{grey.height}"}
-
-    return load
+    grey, aspect, columns = read_grey(case.image, contents[0])
+    return squared(grey, size, aspect)[None], classes.index(case.label), columns | {"shape": f"{grey.width}x{grey.height}"}
 
 
 def choices(size: int) -> list[dict[str, Any]]:

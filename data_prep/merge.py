@@ -30,7 +30,8 @@ def merge(sets: Sequence[Path], out: Path, overwrite: bool = False) -> PreparedD
     folders, sets = sets, {folder.resolve().name: open_prepared(folder) for folder in sets}
     if len(sets) < 2 or len(sets) < len(folders):
         raise UserError(f"merge {' '.join(map(str, folders))}: expected two sets or more, in folders of different names")
-    _check_alike(sets)
+    settings = {name: chosen(data.manifest["choices"]) | data.manifest for name, data in sets.items()}
+    _check_alike(settings)
     made_from = digest([(name, data.fingerprint) for name, data in sets.items()])
     if found := up_to_date(out, made_from, overwrite):
         return found
@@ -47,7 +48,7 @@ def merge(sets: Sequence[Path], out: Path, overwrite: bool = False) -> PreparedD
         "title": " and ".join(manifest["title"] for manifest in manifests),
         "synthetic": any(manifest["synthetic"] for manifest in manifests),
         "recipe": {name: data.fingerprint for name, data in sets.items()},
-        "choices": _choices(sets),
+        "choices": [_joined(row, settings) for row in manifests[0]["choices"]],
         "splits": splitting,
         "made_from": made_from,
         "warnings": [f"{name}: {warning}" for name, data in sets.items() for warning in data.manifest["warnings"]],
@@ -61,19 +62,15 @@ def merge(sets: Sequence[Path], out: Path, overwrite: bool = False) -> PreparedD
         return writer.finish(manifest, table["case"].to_list(), tables)
 
 
-def _chosen(data: PreparedDataset) -> dict[str, Any]:
-    return chosen(data.manifest["choices"]) | data.manifest
-
-
-def _check_alike(sets: dict[str, PreparedDataset]) -> None:
-    first, *others = ((name, _chosen(data)) for name, data in sets.items())
-    for other in others:
-        # Percentiles are those of the part that the crop leaves: the same words are another rule with another crop.
-        same = (*SAME, "crop") if isinstance(first[1].get("window"), str) else SAME
+def _check_alike(settings: dict[str, dict[str, Any]]) -> None:
+    first, expected = next(iter(settings.items()))
+    # Percentiles are those of the part that the crop leaves: the same words are another rule with another crop.
+    same = (*SAME, "crop") if isinstance(expected.get("window"), str) else SAME
+    for name, found in settings.items():
         for setting in same:
-            one, two = first[1].get(setting), other[1].get(setting)
+            one, two = expected.get(setting), found.get(setting)
             if one != two:
-                raise UserError(f"{other[0]}: {setting} {two}; expected {one}, as in {first[0]}; prepare both alike")
+                raise UserError(f"{name}: {setting} {two}; expected {one}, as in {first}; prepare both alike")
 
 
 def _table(name: str, data: PreparedDataset) -> pd.DataFrame:
@@ -83,11 +80,9 @@ def _table(name: str, data: PreparedDataset) -> pd.DataFrame:
     return cases.assign(source=name, **dict(zip(HASHES, zip(*map(hashes, data.images), strict=True), strict=True)))
 
 
-def _choices(sets: dict[str, PreparedDataset]) -> list[dict[str, Any]]:
-    """Return the first set's choices; where another chose otherwise, the value says what each did."""
-    rows = []
-    for row in next(iter(sets.values())).manifest["choices"]:
-        values = {name: _chosen(data).get(row["setting"]) for name, data in sets.items()}
-        same = all(value == row["value"] for value in values.values())
-        rows.append(row if same else row | {"value": ", ".join(f"{value} ({name})" for name, value in values.items())})
-    return rows
+def _joined(row: dict[str, Any], settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return a row of the first set's choices; where another chose otherwise, the value says what each did."""
+    values = {name: found.get(row["setting"]) for name, found in settings.items()}
+    if all(value == row["value"] for value in values.values()):
+        return row
+    return row | {"value": ", ".join(f"{value} ({name})" for name, value in values.items())}

@@ -47,15 +47,17 @@ def prepare_covid19_radiography(
 def _prepare_radiographs(
     files: Files, cases: list[Case], out: Path, size: int, about: dict[str, Any], options: dict[str, Any]
 ) -> PreparedDataset:
+    classes = class_folders.class_names(cases)
     manifest = {
         "task": "classification",
         "title": f"images from {files.source.name}",
         "synthetic": False,
-        "classes": class_folders.class_names(cases),
+        "classes": classes,
         "spacing_mm": None,
         "choices": class_folders.choices(size),
     }
-    return prepare(files, cases, class_folders.loader(cases, size), out, manifest | about, **options)
+    load = partial(class_folders.load, classes=classes, size=size)
+    return prepare(files, cases, load, out, manifest | about, **options)
 
 
 def prepare_cardiac(

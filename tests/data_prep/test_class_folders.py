@@ -6,7 +6,7 @@ from unicodedata import normalize
 import numpy as np
 import pytest
 
-from data_prep.class_folders import choices, class_names, find_cases, loader
+from data_prep.class_folders import choices, class_names, find_cases, load
 from data_prep.files import opened
 from fedlib.config import UserError
 from tests.data_prep import radiographs_raw as made
@@ -187,8 +187,8 @@ def loaded(folder: Path, size: int = 20):
     """Every case by name, with what the loader makes of it."""
     with opened(folder) as files:
         cases = find_cases(files)
-        load = loader(cases, size)
-        return {case.case: load(case, [files.read(name) for name in case.files]) for case in cases}
+        classes = class_names(cases)
+        return {case.case: load(case, [files.read(case.image)], classes, size) for case in cases}
 
 
 def test_the_loader_gives_the_image_and_the_index_of_its_folder(folder):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_prep.class_folders import class_names, loader
+from data_prep.class_folders import class_names, load
 from data_prep.covid19_radiography import COUNTS, find_cases
 from data_prep.files import Files, opened
 from fedlib.config import UserError
@@ -89,6 +89,6 @@ def test_the_loader_gives_the_image_and_the_index_of_its_class(folder):
     cases = found(folder)
     grey = raw.picture(1)
     content = made.encoded(made.Image.fromarray(grey).convert("RGB"))
-    image, label, columns = loader(cases, 20)(cases[-1], [content])
+    image, label, columns = load(cases[-1], [content], class_names(cases), 20)
     assert (image == grey[np.newaxis]).all()
     assert (label, columns) == (3, {"shape": "20x20"})
