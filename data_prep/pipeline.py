@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from data_prep.cases import Case, Loader, named
 from data_prep.duplicates import NEAR_BITS, contradicting, find_pairs, hashes, name_groups
@@ -23,11 +22,11 @@ from data_prep.splits import FRACTIONS, assign_splits, choices
 from data_prep.writer import PreparedWriter
 from fedlib.config import UserError
 from fedlib.data.dataset import ARRAYS, PreparedDataset, open_prepared
+from fedlib.data.progress import ProgressBar
 
 READER = 2
 """Raised when the same settings give other arrays: what an older reader prepared is then not up to date."""
 HASHES = ("sha256", "phash")
-LOG_EVERY_S = 10.0
 OWN = {*ARRAYS, "cases.csv", "qc.csv", "duplicates.csv", "journal.jsonl", "manifest.json", "verified.json"}
 """What a prepared set consists of, older ones included; a folder with anything else is never replaced."""
 TABLE = re.compile(r"(manifest|meta)\.csv|(.*/)?dataset\.json|[^/]*\.metadata\.xlsx", re.IGNORECASE)
@@ -247,7 +246,6 @@ def _counts(keyed: dict[str, Case], table: pd.DataFrame, pairs: pd.DataFrame, re
 
 
 def progress(cases: Iterable, description: str, total: int | None = None, done: int = 0) -> Iterable:
-    """Wrap a progress bar: on standard output, which notebooks do not paint red; in a log a line every LOG_EVERY_S."""
+    """Wrap a progress bar on standard output, which notebooks do not paint red."""
     given = {"desc": description, "unit": "case", "total": total, "initial": done, "file": sys.stdout}
-    log = {"bar_format": "{l_bar}{n} of {total}, {remaining} left\n", "mininterval": LOG_EVERY_S, "delay": LOG_EVERY_S}
-    return tqdm(cases, **given, leave=False, **({} if sys.stdout.isatty() or "ipykernel" in sys.modules else log))
+    return ProgressBar(cases, **given, leave=False)

@@ -21,6 +21,7 @@ RUNTIME, GRID, TRAINING, ANALYSIS = "Where and what", "Grid of runs", "Training"
 PROFILE = "smoke: a test, its scores mean nothing; quick: for two CPU cores; paper: the paper's protocol, for a GPU."
 DATA = "A prepared set, or a folder with one per task (default: synthetic images)."
 JOBS = "Notebooks at a time; they share the cores, and each has a GPU where there are several."
+COURSE = "Also the notebooks of the course that have no part in the answer, 00 and 05, so that each has a page."
 EXECUTOR = (
     "local: the notebooks train the runs. ray: a Ray cluster trains them first, one task per run. Its nodes need this "
     "project at the same commit, and see --data and --out under the same paths."
@@ -35,8 +36,8 @@ RUN_FOLDER = "Folder of a run, as in STUDY/runs/RUN_ID."
 OutDir = Annotated[Path, typer.Option(help="Folder of the finished runs.", show_default="reports/quick")]
 
 app = typer.Typer(help=HELP, add_completion=False, pretty_exceptions_enable=False)
-course = typer.Typer(help="Hand out the notebooks without solutions; grade what students hand in.")
-app.add_typer(course, name="course")
+course_app = typer.Typer(help="Hand out the notebooks without solutions; grade what students hand in.")
+app.add_typer(course_app, name="course")
 
 
 def _option(help: str, panel: str = RUNTIME, **more: int) -> typer.models.OptionInfo:
@@ -59,6 +60,7 @@ def study(
     data: Annotated[Path | None, _option(DATA)] = None,
     out: Annotated[Path | None, _option("Folder of the results (default: reports/PROFILE).")] = None,
     jobs: Annotated[int, _option(JOBS, min=1)] = 1,
+    course: Annotated[bool, _option(COURSE)] = False,
     executor: Annotated[Literal["local", "ray"], _option(EXECUTOR)] = "local",
     address: Annotated[str | None, _option(ADDRESS)] = None,
     seeds: Annotated[int, _option("Repeat every run with seeds 1 to N.", GRID, min=1)] = 1,
@@ -80,7 +82,7 @@ def study(
     margin_dice: _config_option("margin_dice", ANALYSIS) = None,
     significance: _config_option("significance", ANALYSIS) = None,
 ) -> None:
-    """Run all notebooks of a study and write index.html. Interrupted, the same command resumes it.
+    """Run the notebooks of a study and write index.html. Interrupted, the same command resumes it.
 
     The profile sets what is not given. Exit code 0: every run is done; 1: some failed, and are named; 2: bad input.
     """
@@ -93,7 +95,7 @@ def study(
     from fedlib.study.runner import run_study  # here: --help and a refusal must not wait for torch
 
     try:
-        problems = run_study(studies, jobs, executor, address)
+        problems = run_study(studies, jobs, executor, address, course)
     except KeyboardInterrupt:
         typer.echo("Interrupted. The same command resumes the study.", err=True)
         raise
@@ -180,7 +182,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@course.command()
+@course_app.command()
 def handout(
     to: Annotated[Path, typer.Option(help="A new folder.")],
     out_dir: OutDir = ROOT / "reports" / "quick",
@@ -191,7 +193,7 @@ def handout(
     typer.echo(hand_out(to, out_dir))
 
 
-@course.command()
+@course_app.command()
 def grade(
     folder: Annotated[Path, typer.Argument(help="Holds a folder of notebooks, or a notebook, for each student.")],
     out_dir: OutDir = ROOT / "reports" / "quick",

@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 from monai.inferers import sliding_window_inference
 from scipy.ndimage import affine_transform
-from tqdm import tqdm
 
 from fedlib.data.dataset import PreparedDataset, chosen
 from fedlib.data.files import require_empty
+from fedlib.data.progress import ProgressBar
 from fedlib.training.execution import load_model
 from fedlib.training.loop import device, forward
 from fedlib.training.run_store import Run
@@ -36,7 +36,7 @@ def write_predictions(run: Run, choices: list[dict[str, Any]], images: Iterable[
     axes = 4 if run.config.task == "classification" else 5
     empty = PreparedDataset(run.folder, manifest, pd.DataFrame(), np.empty((0,) * axes), np.empty(0))
     model, rows = load_model(run, empty).eval(), []
-    for name, single in tqdm(images, "predicting", unit="image", disable=None):
+    for name, single in ProgressBar(images, "predicting", unit="image"):
         if isinstance(single, str):
             rows.append({"file": name, "problem": single})
             continue

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from tqdm import tqdm
 from fedlib.config import ROOT, RunConfig, StudyConfig, UserError
 from fedlib.data.dataset import PreparedDataset, find_prepared, open_prepared
 from fedlib.data.partition import clients_of
+from fedlib.data.progress import ProgressBar
 from fedlib.study.pages import render_notebook
 from fedlib.study.record import remember_study
 from fedlib.training.run_store import RunStore
@@ -38,8 +38,9 @@ from fedlib.training.run_store import RunStore
 NOTEBOOKS = ROOT / "notebooks"
 ORDER = ("01_data_preparation", "03_federated_simulation", "02_centralized_training", "04_compare_results")
 """03 takes longest and starts before 02, so that no core idles while it ends. 04 reads what both have trained."""
+COURSE = ("05_going_further", "00_start_here")
+"""Notebooks without a part in the study's answer; 05 trains federations of its own."""
 MODES = {"02": ("centralized",), "03": ("local", "federated"), "04": ("centralized", "local", "federated")}
-LOG_EVERY_S = 10.0
 _worker = threading.local()
 """Of a thread that executes notebooks: `gpus`, those that its kernels see."""
 
@@ -104,9 +105,12 @@ class Kernel(AsyncKernelManager):
         await self.finish_shutdown()
 
 
-def run_study(studies: list[StudyConfig], n_jobs: int = 1, executor: str = "local", address: str | None = None) -> list[str]:
+def run_study(
+    studies: list[StudyConfig], n_jobs: int = 1, executor: str = "local", address: str | None = None, course: bool = False
+) -> list[str]:
     """Carry out the studies (one per task, one out_dir) and write the report. Returns one line per failure.
 
+    With `course`, the notebooks that have no part in the answer are executed too.
     With executor `ray` the Ray cluster at `address` trains the runs before the notebooks show them; a run that fails there
     is tried once more by its notebook.
     Raises UserError before any training when the data, the grid of runs or the cluster cannot work.
@@ -128,14 +132,16 @@ def run_study(studies: list[StudyConfig], n_jobs: int = 1, executor: str = "loca
     threads = max(1, cores() // n_jobs)
     if n_jobs > 1:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    with _lock(studies[0].out_dir), _pool(n_jobs) as pool, _Progress(studies) as progress:
+    later = (*ORDER[1:-1], *COURSE * course, ORDER[-1])
+    total = len(studies) * (1 + len(later)) + sum(len(study.runs("")) for study in studies)
+    with _lock(studies[0].out_dir), _pool(n_jobs) as pool, _Progress(studies, total) as progress:
         problems = _execute_all([Job(study, ORDER[0]) for study in studies], pool, progress)
         studies = [study for study in studies if find_prepared(study.prepared_dir, study.task)]
         for study in studies:
             remember_study(study, check(study))
         if executor == "ray":
             train_on_cluster(studies, threads, progress.show)
-        problems += _execute_all([Job(study, notebook) for notebook in ORDER[1:] for study in studies], pool, progress)
+        problems += _execute_all([Job(study, notebook) for notebook in later for study in studies], pool, progress)
         for study in studies:
             _, missing = check_integrity(RunStore(study.out_dir), [config.run_id for config in planned_runs(study)])
             problems += [f"{run_id}: {why}" for run_id, why in missing.items()]
@@ -224,14 +230,12 @@ def execute(job: Job, needed: Sequence[Future] = ()) -> str | None:
     return error
 
 
-class _Progress(tqdm):
-    """Show how many notebooks and runs are done: a bar, or in a log a line at most every LOG_EVERY_S."""
+class _Progress(ProgressBar):
+    """Show how many notebooks and runs are done."""
 
-    def __init__(self, studies: list[StudyConfig]):
+    def __init__(self, studies: list[StudyConfig], total: int):
         self.studies, self.futures = studies, {}
-        total = len(studies) * len(ORDER) + sum(len(study.runs("")) for study in studies)
-        log = {"bar_format": "{n} of {total} steps done; {desc}\n", "mininterval": LOG_EVERY_S, "miniters": 1}
-        super().__init__(total=total, dynamic_ncols=True, **({"miniters": 0} if sys.stderr.isatty() else log))
+        super().__init__(total=total, unit="step", dynamic_ncols=True, miniters=0)
 
     def show(self) -> None:
         """Count again and show what has changed."""

@@ -66,7 +66,7 @@ def test_a_comparison_waits_for_the_notebooks_of_its_task_alone(tmp_path, monkey
 
     monkeypatch.setattr(runner, "execute", execute)
     jobs = [Job(study, notebook) for notebook in ORDER[1:] for study in (first, other)]
-    with runner._Progress([first, other]) as progress, ThreadPoolExecutor(3) as pool:
+    with runner._Progress([first, other], 10) as progress, ThreadPoolExecutor(3) as pool:
         assert runner._execute_all(jobs, pool, progress) == []
     assert sorted(ended) == sorted(map(str, jobs))
     for task in TASKS:
@@ -152,13 +152,21 @@ def test_what_is_left_behind_is_only_what_is_stated(smoke):
     assert [path for path in (smoke / "data").iterdir() if "partial" in path.name] == []
 
 
-def test_a_log_gets_few_lines(studies, monkeypatch, capsys):
-    monkeypatch.setattr(runner, "LOG_EVERY_S", 3600)
-    with runner._Progress(studies) as progress:
-        for _ in range(3):
-            progress.show()
-    lines = [line.strip() for line in capsys.readouterr().err.split("\n")]
-    assert list(filter(None, lines)) == ["0 of 18 steps done;", "10 of 18 steps done;"]
+def test_the_progress_of_a_study_counts_notebooks_and_runs(studies):
+    with runner._Progress(studies, 18) as progress:
+        progress.show()
+        assert progress.n == 10, "the runs; no notebook was executed here"
+
+
+@pytest.mark.slow
+def test_with_the_course_every_notebook_has_a_page(tmp_path):
+    done = python(*COMMAND, tmp_path, "--course")
+    assert done.returncode == 0, done.stderr[-2000:]
+    pages = sorted(path.stem for path in (tmp_path / "segmentation").glob("*.html"))
+    assert pages == sorted(path.stem for path in runner.NOTEBOOKS.glob("*.ipynb"))
+    assert "05_going_further.html" in (tmp_path / "segmentation" / "04_compare_results.html").read_text()
+    index = (tmp_path / "index.html").read_text()
+    assert all(f"segmentation/{page}.html" in index for page in pages)
 
 
 def results(folder):
@@ -210,7 +218,7 @@ def test_a_study_that_was_stopped_resumes_to_the_same_results(smoke, tmp_path, h
     assert code == {signal.SIGKILL: -9}.get(how, 130)
     if how != signal.SIGKILL:
         assert stderr.splitlines()[-1] == "Interrupted. The same command resumes the study."
-    assert {line.split(";")[0] for line in stderr.split("\n") if "steps done" not in line} <= {
+    assert {line.split(";")[0] for line in stderr.split("\n") if " steps, " not in line} <= {
         "Interrupted. The same command resumes the study.", ""}  # fmt: skip
     finished = {run.folder: (run.folder / "status.json").stat().st_mtime_ns for run in RunStore(out).all() if run.done}
     assert 0 < len(finished) < 5, "it was stopped in the middle"
