@@ -113,8 +113,8 @@ def load(case: Case, contents: list[bytes], settings: Settings) -> Loaded:
     image = nifti.read(case.image, contents[0])
     _check_pair(image, volumes)
     label, affine = nifti.to_ras(label, image.affine)
-    heart, columns = _measured(label, nifti.spacing(affine))
-    part = _around_heart(case, heart, affine, settings) if settings.crop == "heart" else ...
+    box, columns = _measured(label, nifti.spacing(affine))
+    part = _around_heart(case, box, affine, settings) if settings.crop == "heart" else ...
     windowed, (low, high), lowest = grey_values(image, settings, part)
     grey, _ = fitted(windowed, settings.size)
     prepared = fitted(_at_spacing(label[part], affine, settings.spacing_mm, "nearest"), settings.size)[0][0]
