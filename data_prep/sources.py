@@ -111,7 +111,7 @@ def prepare_synthetic(
     recipe = {"task": task, "cases": cases, "size": size, "seed": seed, "findings": findings}
     if images_per_patient:
         recipe["images_per_patient"] = images_per_patient
-    made_from = digest([READER, recipe, *splitting.items()])
+    made_from = digest([READER, recipe, *sorted(splitting.items())])
     if (found := up_to_date(out, made_from, overwrite)) and not keep_raw:  # before anything is drawn
         return found
     if keep_raw:

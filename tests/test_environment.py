@@ -196,7 +196,7 @@ def test_importing_fedlib_sets_defaults_of_the_environment_and_does_nothing_else
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("module", ["fedlib.training.loop", "data_prep.pipeline"])
+@pytest.mark.parametrize("module", ["fedlib.training.loop", "data_prep.cardiac"])
 def test_how_threads_wait_is_set_before_torch_is_there_to_read_it(module):
     order = "print([name for name in sys.modules if name in ('fedlib', 'torch')], os.environ['GOMP_SPINCOUNT'])"
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
