@@ -51,15 +51,9 @@ def made_up_run(store: RunStore, config: RunConfig, classes=CLASSES, prefix="cas
         [{"round": n, "client": client, "n": 10, "loss": 1 / n, names.TRAINING_METRIC: 0.5, "seconds": 0.5, **traffic}
          for n in rounds for client in range(config.n_clients)]
     )  # fmt: skip
-    if alone:
-        record.log_test_scores([{f"test_{metric}": score for metric, score in own.items()} for own in scores])
     record.write_table(
         "cases.csv", pd.concat([t.assign(client=c) if alone else t for c, t in enumerate(tables)], ignore_index=True)
     )
-    if config.mode == "federated":
-        record.write_table(
-            "train_cases.csv", pd.concat([tables[0].assign(client=c) for c in range(config.n_clients)], ignore_index=True)
-        )
     state = {"weight": torch.tensor(rng.random(4))}
     record.save_weights(state)
     return record.finish(_provenance(config, state_sha256(state)), _result(config, scores, state_sha256(state), sent))

@@ -49,10 +49,6 @@ def write_tables(
     record = store.begin(RunConfig(**arm | changes))
     by_client = [cases.assign(client=client) if mode == "local" else cases for client, cases in enumerate(tables)]
     record.write_table("cases.csv", pd.concat(by_client, ignore_index=True))
-    if mode == "federated":
-        record.write_table(
-            "train_cases.csv", pd.concat([tables[0].assign(client=client) for client in range(2)], ignore_index=True)
-        )
     rounds = (arm | changes)["rounds"]
     record.write_table("clients.csv", [{"round": number, "client": 0, "n": 8} for number in range(1, rounds + 1)])
     scores = pd.DataFrame([tasks.get(task).summarize(cases) for cases in tables]).mean().to_dict()

@@ -16,14 +16,14 @@ from fedlib.analysis.arms import arm_name, check_comparable, check_integrity, mi
 from fedlib.analysis.comparison import client_trend, compare, federated_vs_local, partition_effect, training_table
 from fedlib.analysis.inference import verdict
 from fedlib.analysis.paper import answer, in_short, paper_table, protocol, settings
-from fedlib.analysis.scores import calibration, client_scores, confusion, part_scores, seed_spread
+from fedlib.analysis.scores import calibration, confusion, part_scores, seed_spread
 from fedlib.analysis.sites import alone_and_together, by_site, site_matrix, worth_joining
 from fedlib.analysis.sources import by_source
 from fedlib.analysis.tables import readable
 
 __all__ = [
     "alone_and_together", "answer", "arm_name", "by_site", "by_source", "calibration", "check_comparable",
-    "check_integrity", "client_scores", "client_trend", "compare", "confusion", "federated_vs_local", "in_short",
+    "check_integrity", "client_trend", "compare", "confusion", "federated_vs_local", "in_short",
     "missing_clients", "paper_table", "part_scores", "partition_effect", "protocol", "readable", "seed_spread",
     "settings", "site_matrix", "training_table", "verdict", "worth_joining",
 ]  # fmt: skip

@@ -115,19 +115,3 @@ def calibration(runs: list[Run]) -> pd.DataFrame:
     table = pd.concat(tables, ignore_index=True)
     table = table.assign(low=table["bin"] / BINS, high=(table["bin"] + 1) / BINS)
     return table[[*ARM, "bin", "low", "high", "patients", "confidence", "accuracy", "ece"]]
-
-
-def client_scores(runs: list[Run]) -> pd.DataFrame:
-    """Return the primary scores of each federated model on each client's training cases.
-
-    No test case belongs to a client, so they show whom the model serves less well, not what a new patient can expect.
-    Columns: ARM, seed, client (from 0), metric, n_patients, value.
-    """
-    check_comparable(runs)
-    rows = [
-        (*(getattr(run.config, name) for name in (*ARM, "seed")), client, metric, cases["patient"].nunique(),
-         tasks.get(run.config.task).summarize(cases)[metric])
-        for run in runs if run.config.mode == "federated"
-        for client, cases in run.train_cases.groupby("client") for metric in tasks.get(run.config.task).PRIMARY
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=[*ARM, "seed", "client", "metric", "n_patients", "value"])

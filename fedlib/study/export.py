@@ -99,7 +99,7 @@ def _bundle(run: Run, data: PreparedDataset) -> tuple[dict[str, Any], dict[str, 
 def model_card(run: Run, study: StudyConfig, data: PreparedDataset, difference: float) -> str:
     """Return the model card in Markdown, from the run's own record."""
     tables = {"Primary endpoints": analysis.compare([run], study), "Each part": analysis.part_scores([run], study)}
-    tables |= {"Each source": analysis.by_source([run], study), "Each client": analysis.client_scores([run])}
+    tables["Each source"] = analysis.by_source([run], study)
     shown = {title: analysis.readable(table).drop(columns=["arm", "the paper"], errors="ignore")
              for title, table in tables.items() if not table.empty}  # fmt: skip
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True)

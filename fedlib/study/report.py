@@ -141,15 +141,12 @@ def _comparison(runs: list[Run], study: StudyConfig, data: dict, table: pd.DataF
             shown.outputs[0].data["text/html"] = _margin(name, arms) + shown.outputs[0].data["text/html"]
             yield shown
             yield _figure(plots.comparison(arms, study.level), f"Test {name} by number of clients, with intervals.")
-    by_mode = {mode: [run for run in runs if run.config.mode == mode] for mode in ("centralized", "local", "federated")}
-    for metric, name in ((metric, tasks.NAMES[metric]) for metric in tasks.get(study.task).PRIMARY):
-        if shown := [run for run in runs if run not in by_mode["local"]]:
-            for x, unit in (("rounds", "round"), ("steps", "optimizer step of a client")):
-                yield _figure(plots.learning_curves(shown, [metric], x), f"Validation {name}, by {unit}.")
-        if by_mode["local"]:
-            yield _figure(plots.client_scores(runs, metric), f"Each client's own model: test {name}.")
-    if by_mode["federated"]:
-        yield _figure(plots.communication(by_mode["federated"]), "Weights sent in one round, to every client and back.")
+    shown = [run for run in runs if run.config.mode != "local"]
+    for metric, name in ((metric, tasks.NAMES[metric]) for metric in tasks.get(study.task).PRIMARY if shown):
+        for x, unit in (("rounds", "round"), ("steps", "optimizer step of a client")):
+            yield _figure(plots.learning_curves(shown, [metric], x), f"Validation {name}, by {unit}.")
+    if federated := [run for run in runs if run.config.mode == "federated"]:
+        yield _figure(plots.communication(federated), "Weights sent in one round, to every client and back.")
     if table is not None:
         for question, title in FURTHER.items():
             yield _table(title, analysis.readable(further[question]), further[question], True)

@@ -102,19 +102,12 @@ def _score(config: RunConfig, data: PreparedDataset, run: Run) -> Run:
     """Score the final model, or those of the clients, on the test split; write what a finished run has."""
     task, apart = tasks.get(config.task), config.has_client_models
     models = [load_model(run, data, client) for client in (range(config.n_clients) if apart else [None])]
-    if config.mode == "federated":  # before the test split is read: no client holds test cases
-        own = models if apart else models * config.n_clients
-        held = [evaluate(model, data, rows, config) for model, rows in zip(own, clients_of(config, data), strict=True)]
-        run.write_table("train_cases.csv", _numbered(held))
     tested = [evaluate(model, data, data.split("test"), config, final=True) for model in models]
     run.write_table("cases.csv", _numbered(tested) if apart else tested[0])
-    scores, hashes = [task.summarize(cases) for cases in tested], [state_sha256(model.state_dict()) for model in models]
-    weights_sha256 = hashes[0]
-    if apart:
-        named = [{f"test_{metric}": score for metric, score in row.items()} for row in scores]
-        run.log_test_scores([row | {"weights_sha256": sha} for row, sha in zip(named, hashes, strict=True)])
-        weights_sha256 = joint_sha256(hashes)
-    about, result = provenance(config, weights_sha256, device()), pd.DataFrame(scores).mean().to_dict()
+    result = pd.DataFrame([task.summarize(cases) for cases in tested]).mean().to_dict()
+    hashes = [state_sha256(model.state_dict()) for model in models]
+    weights_sha256 = joint_sha256(hashes) if apart else hashes[0]
+    about = provenance(config, weights_sha256, device())
     if config.privacy != "none":
         result["epsilon"] = float(run.rounds["epsilon"].iloc[-1])
         about["privacy"] = {"epsilon": result["epsilon"], "delta": DELTA, "unit": "client", "mechanism": config.privacy,

@@ -108,11 +108,6 @@ class Run:
         names = [column.partition("_")[2] for column in self.cases if column.startswith(("p_", "dice_"))]
         return names if self.config.task == "classification" else ["background", *names]
 
-    @cached_property
-    def train_cases(self) -> pd.DataFrame:
-        """Federated runs: the global model on the training cases of each client (from 0), a row per case, as in `cases`."""
-        return read_cases(self.verified_path("train_cases.csv"))
-
     def weights(self) -> State:
         """The final weights; of a local run those of all clients, their names prefixed `client0.`, `client1.`, ..."""
         return load_file(self.verified_path("weights.safetensors"))
@@ -138,12 +133,6 @@ class Run:
     def write_table(self, name: str, rows: Rows | pd.DataFrame) -> None:
         """Write one of the run's tables anew."""
         write_atomically(self.folder / name, pd.DataFrame(rows).to_csv(index=False))
-
-    def log_test_scores(self, scores: Rows) -> None:
-        """Add to the last row of each client in clients.csv what its own model reached on the test split."""
-        clients = self.clients
-        last = clients.groupby("client").tail(1).sort_values("client").index
-        self.write_table("clients.csv", clients.join(pd.DataFrame(scores, index=last)))
 
     def log_validation(self, number: int, cases: pd.DataFrame) -> None:
         """Add a round's rows to validation.csv; those that an interrupted try wrote of it or of a later one go."""

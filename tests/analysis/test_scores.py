@@ -123,21 +123,6 @@ def test_a_missed_structure_counts_in_dice_and_is_counted_beside_the_distances(s
     assert table.loc["hd95", "how"] == "none: all patients are equal"
 
 
-# Clients
-
-
-def test_clients_of_real_runs(images, tmp_path):
-    store = RunStore(tmp_path)
-    configs = [run_config(images, mode, rounds=1, n_clients=2) for mode in ("local", "federated")]
-    runs = experiment.run_all(configs, images, store, report=str)
-    table = analysis.client_scores(runs)
-    assert table.groupby("metric")["client"].apply(list).to_dict() == {"accuracy": [0, 1], "sensitivity": [0, 1]}
-    held = images.cases[images.cases["split"] == "train"]["patient"].nunique()
-    assert table.groupby("metric")["n_patients"].sum().tolist() == [held, held], "no patient is at two clients"
-    assert table["value"].between(0, 1).all()
-    assert analysis.client_scores(runs[:1]).empty, "local models belong to the clients anyway"
-
-
 def test_a_real_run_is_sound_and_has_every_table(prepared, tmp_path):
     for task, data in prepared.items():
         store = RunStore(tmp_path / task)

@@ -11,9 +11,7 @@ from filelock import Timeout
 from fedlib import tasks
 from fedlib.config import UserError
 from fedlib.data.files import write_atomically
-from fedlib.data.partition import clients_of
 from fedlib.study import experiment
-from fedlib.training import execution
 from fedlib.training.run_store import Run, RunStore, state_sha256
 from tests.helpers import files_of_at_most, outcome, run_config
 
@@ -183,7 +181,7 @@ def test_files_and_columns_of_a_finished_run(images, tmp_path):
         assert names == {
             *("config.json", "status.json", "rounds.csv", "clients.csv"),
             *("cases.csv", "weights.safetensors", "provenance.json"),
-            *["train_cases.csv", "validation.csv"] * (run.config.mode == "federated"),
+            *["validation.csv"] * (run.config.mode == "federated"),
         }
         assert {"round", "accuracy", "seconds", "bytes_up", "bytes_down"} <= set(run.rounds)
         assert {"round", "client", "n", "loss", "seconds", "bytes_up", "bytes_down"} <= set(run.clients)
@@ -211,16 +209,6 @@ def finished(images, tmp_path, mode="federated"):
     return experiment.run(run_config(images, mode, rounds=1), images, RunStore(tmp_path))
 
 
-def test_the_global_model_is_scored_at_every_client_on_what_it_holds(images, tmp_path):
-    run = finished(images, tmp_path)
-    held = [images.cases["case"].iloc[rows].tolist() for rows in clients_of(run.config, images)]
-    own = run.train_cases
-    assert [of_client["case"].tolist() for _, of_client in own.groupby("client")] == held
-    assert not set(own["case"]) & set(run.cases["case"]), "no test case belongs to a client"
-    expected = execution.predict(run, images, clients_of(run.config, images)[0])
-    assert own[own["client"] == 0]["prediction"].map(images.classes.index).tolist() == expected.tolist()
-
-
 def test_what_each_round_said_of_the_validation_cases_is_kept(data, tmp_path):
     run = experiment.run(run_config(data, "federated"), data, RunStore(tmp_path))
     said = run.validation
@@ -237,7 +225,7 @@ def read_table(run, name):
     return readers[name](run) if name in readers else getattr(run, name.removesuffix(".csv"))
 
 
-TABLES = ("rounds.csv", "clients.csv", "validation.csv", "cases.csv", "train_cases.csv")
+TABLES = ("rounds.csv", "clients.csv", "validation.csv", "cases.csv")
 
 
 @pytest.mark.parametrize("name", [*TABLES, "weights.safetensors", "provenance.json"])

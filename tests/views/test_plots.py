@@ -40,16 +40,13 @@ def by_mode(runs, mode):
     return [run for run in runs if run.config.mode == mode]
 
 
-@pytest.fixture(
-    params=["curves", "steps", "traffic", "spread", "confusion", "reliability", "comparison", "differences", "sites"]
-)
+@pytest.fixture(params=["curves", "steps", "traffic", "confusion", "reliability", "comparison", "differences", "sites"])
 def draw(request, runs, images):
     federated, table = by_mode(runs, "federated"), analysis.compare(runs)
     return {
         "curves": lambda: plots.learning_curves(federated),
         "steps": lambda: plots.learning_curves(runs, x="steps"),
         "traffic": lambda: plots.communication(federated),
-        "spread": lambda: plots.client_scores(runs, "accuracy"),
         "confusion": lambda: plots.confusion(federated[:2]),
         "reliability": lambda: plots.reliability(analysis.calibration(federated[:2])),
         "comparison": lambda: plots.comparison(table),
@@ -149,18 +146,9 @@ def test_traffic_grows_with_the_clients(runs):
     assert list(table["MB in all"]) == [8.0, 16.0]
 
 
-def test_every_local_model_and_its_federation_are_in_the_numbers(runs):
-    table = plots.client_scores(runs, "accuracy").table
-    counted = table.groupby(["number of clients", "partition", "seed"])["model"].value_counts().unstack()
-    assert (counted["local"] == counted.index.get_level_values("number of clients")).all()
-    assert (counted["federated"] == 1).all()
-    assert set(plots.client_scores(by_mode(runs, "local"), "accuracy").table["model"]) == {"local"}
-
-
 def test_a_study_of_one_partition_has_every_figure(runs):
     """seaborn's pointplot divides by the number of partitions but one."""
     alike = [run for run in runs if run.config.partition in ("none", "balanced")]
-    assert set(plots.client_scores(alike, "accuracy").table["partition"]) == {"balanced"}
     assert len(plots.learning_curves(by_mode(alike, "federated"), ["accuracy"]).table)
     assert len(plots.comparison(analysis.compare(alike)).table)
     assert len(plots.communication(by_mode(alike, "federated")).table)

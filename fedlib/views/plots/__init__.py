@@ -5,7 +5,6 @@ from fedlib.views.plots.figure import AccessibleFigure
 from fedlib.views.plots.images import contours, gallery, intensities, masks, partitions, prediction, rank_by_error, sites
 from fedlib.views.plots.results import (
     by_site,
-    client_scores,
     communication,
     comparison,
     confusion,
@@ -15,7 +14,7 @@ from fedlib.views.plots.results import (
 )
 
 __all__ = [
-    "AccessibleFigure", "arm_name", "by_site", "client_scores", "communication", "comparison", "confusion", "contours",
+    "AccessibleFigure", "arm_name", "by_site", "communication", "comparison", "confusion", "contours",
     "differences", "gallery", "intensities", "learning_curves", "masks", "partitions", "prediction", "rank_by_error",
     "reliability", "sites",
 ]  # fmt: skip

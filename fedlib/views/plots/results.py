@@ -175,43 +175,6 @@ def communication(runs: list[Run]) -> AccessibleFigure:
 
 
 @styled
-def client_scores(runs: list[Run], metric: str) -> AccessibleFigure:
-    """Plot the test score of each client's local model, beside the federation of the same clients where there is one."""
-    numbers = _client_scores(runs, metric)
-    local = numbers[numbers["model"] == "local"]
-    together = numbers[(numbers["model"] == "federated") & numbers["number of clients"].isin(local["number of clients"])]
-    kinds = [name for name in COLOURS if name in set(local["partition"])]
-    figure, axis = plt.subplots(figsize=(WIDE, 4))
-    columns = {"x": "number of clients", "y": "score", "hue": "partition", "hue_order": kinds, "palette": COLOURS}
-    sns.stripplot(local, dodge=True, jitter=False, size=5, alpha=0.6, legend=False, ax=axis, **columns)
-    sns.stripplot(together, dodge=True, jitter=False, size=22, marker="_", linewidth=3, legend=False, ax=axis, **columns)
-    for kind in kinds:
-        axis.plot([], [], "o", color=COLOURS[kind], label=f"each local model, {kind}".replace("_", " "))
-        axis.plot([], [], lw=3, color=COLOURS[kind], label=f"their federation, {kind}".replace("_", " "))
-    axis.set(ylabel=f"test {tasks.NAMES[metric]}", xlim=(-0.5, local["number of clients"].nunique() - 0.5))
-    axis.grid(axis="y")
-    _legend(figure)
-    ends = local.groupby(["number of clients", "partition"])["score"].agg(["min", "max"])
-    words = "; ".join(f"{n} clients {kind}: {low:.3f} to {high:.3f}" for (n, kind), low, high in ends.itertuples())
-    alt = f"Test {tasks.NAMES[metric]} of the clients' local models, lowest to highest. {words}."
-    return accessible_figure(figure, alt, numbers)
-
-
-def _client_scores(runs: list[Run], metric: str) -> pd.DataFrame:
-    """Return a row per local model and per federation: number of clients, partition, seed, client, model, score."""
-    rows = []
-    for run in runs:
-        arm = (run.config.n_clients, run.config.partition, run.config.seed)
-        if run.config.mode == "local":
-            scores = run.clients.dropna(subset=f"test_{metric}").set_index("client")[f"test_{metric}"]
-            rows += [(*arm, str(client + 1), "local", score) for client, score in scores.items()]
-        elif run.config.mode == "federated":
-            rows.append((*arm, "all", "federated", run.result[metric]))
-    columns = ["number of clients", "partition", "seed", "client", "model", "score"]
-    return pd.DataFrame(rows, columns=columns).sort_values(columns[:3], kind="stable")
-
-
-@styled
 def by_site(tables: dict[str, pd.DataFrame]) -> AccessibleFigure:
     """Plot tables of `analysis.by_site` by title: each model's score on the test cases of each site.
 
