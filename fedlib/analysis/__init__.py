@@ -1,4 +1,4 @@
-"""Analyse the finished runs of a study. Reads the run store and nothing else; returns tidy tables.
+"""Analyse the finished runs of a study. Reads the run store, and `sites` who holds which case; returns tidy tables.
 
 The unit is the patient: a patient's cases, a seed's runs and a local arm's clients are averaged first, so that none of them
 counts as independent evidence. Margins and significance are set in the configuration before a run (`config.AnalysisConfig`).
