@@ -28,6 +28,7 @@ def test_a_log_gets_whole_lines_now_and_then():
     assert lines.startswith("preparing: 4 of 100 cases, ")
     assert lines.splitlines()[-1].startswith("preparing: 100 of 100 cases, ")
     assert 24 <= len(lines.splitlines()) <= 26
+    assert len(set(lines.splitlines())) == len(lines.splitlines())
 
 
 def test_a_log_gets_nothing_of_what_takes_seconds():
