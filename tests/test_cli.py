@@ -82,6 +82,7 @@ def test_data_that_cannot_carry_the_study_is_refused_at_once(command, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_too_many_clients_for_the_synthetic_set_are_refused_before_training(tmp_path):
     given = ("--profile", "smoke", "--task", "classification", "--client-counts", 999, "--out", tmp_path / "out")
     done = python("-m", "fedlib", "study", *given)
@@ -140,12 +141,12 @@ def test_options_reach_the_study(command, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(study, "run_study", lambda studies, *where: seen.extend([studies, where]) or [])
     options = ["--client-counts", "2,4", "--partitions", "balanced", "--rounds", 3, "--seeds", 2, "--jobs", 2]
-    options += ["--executor", "ray", "--address", "head:6379"]
+    options += ["--executor", "ray", "--address", "head:6379", "--course"]
     options += ["--alpha", 0.1, "--group-column", "scanner"]
     options += ["--margin-accuracy", 0.1, "--margin-sensitivity", 0.2, "--margin-dice", 0.03, "--significance", 0.01]
     assert command("study", "--profile", "smoke", "--out", tmp_path, *options)[0] == 0
     studies, where = seen
-    assert where == (2, "ray", "head:6379")
+    assert where == (2, "ray", "head:6379", True)
     assert [each.task for each in studies] == ["classification", "segmentation"]
     for each in studies:
         assert (each.client_counts, each.partitions, each.rounds, each.seeds) == ((2, 4), ("balanced",), 3, (1, 2))

@@ -162,6 +162,7 @@ def test_02_runs_alone(batch):
     assert [run.config.mode for run in RunStore(folder / "study").all() if run.done] == ["centralized"]
 
 
+@pytest.mark.slow
 def test_03_runs_alone_with_flat_literals(batch):
     done, folder = batch["03 alone"].result()
     assert done.returncode == 0, done.stderr[-2000:]

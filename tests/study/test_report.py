@@ -113,7 +113,7 @@ def test_the_index_has_a_row_for_every_arm_and_metric(smoke):
 def test_every_figure_has_words_numbers_and_a_file(smoke):
     soup, _ = page_of(smoke)
     figures = soup.find_all("figure")
-    assert len(figures) == 2 * (4 * 2 + 1), "scores, two learning curves, clients for each of two metrics; communication"
+    assert len(figures) == 2 * (3 * 2 + 1), "scores and two learning curves for each of two metrics; communication"
     for figure in figures:
         assert len(figure.img["alt"]) > 30
         assert len(figure.figcaption.string) > 10
