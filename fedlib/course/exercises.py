@@ -353,7 +353,7 @@ def check_break_even(models: pd.DataFrame) -> Solution:
     mistakes = {
         "that is the share of patients with the common disease.": 1 - right,
         "that is how many have the rare disease for each one with the common: divide by both together.": lost / won,
-        "expected a share between 0 and 1, not a percentage.": 100 * right,
+        PERCENT: 100 * right,
         "at equal shares both differences weigh the same, and they are not equally large.": 0.5,
     }
     return Solution(right, "with more of the rare disease than that, joining is worth it; with less it is not.", mistakes)

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fedlib import tasks
 from fedlib.config import StudyConfig, UserError
-from fedlib.data.dataset import PreparedDataset
+from fedlib.data.dataset import PreparedDataset, chosen
 from fedlib.data.partition import clients_of
 from fedlib.training.run_store import Run
 from fedlib.views.player import Frame, Player, figure_url, image_url, spread
@@ -83,7 +83,7 @@ def _windows(data: PreparedDataset) -> dict[str, tuple[float, float]]:
 
     Names are in Hounsfield units where the manifest has the window of a CT, else in stored grey values.
     """
-    settings = {choice["setting"]: choice["value"] for choice in data.manifest.get("choices", [])}
+    settings = chosen(data.manifest.get("choices", []))
     window = settings.get("window")
     is_ct = settings.get("modality") == "ct" and isinstance(window, list)
     (low, high), unit = (window, "HU") if is_ct else ((0, 255), "grey values")

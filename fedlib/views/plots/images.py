@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -99,13 +100,9 @@ def partitions(data: PreparedDataset, clients_by_title: dict[str, list[np.ndarra
     table = table.rename(columns=lambda name: name.replace("_", " "))
     figure, axes = plt.subplots(len(counts), 1, figsize=(4.6, 0.6 + 2.3 * len(counts)), squeeze=False)
     for axis, title in zip(axes[:, 0], counts, strict=True):
-        table.loc[title].plot.bar(
-            stacked=True, ax=axis, title=title, ylabel="training cases", ylim=(0, 1.05 * largest), width=0.8, rot=0,
-            color=sns.color_palette("colorblind", len(table.columns)), edgecolor=PAGE, legend=False,
-        )  # fmt: skip
+        colours = sns.color_palette("colorblind", len(table.columns))
+        _stack(axis, table.loc[title], colours, title=title, ylim=(0, 1.05 * largest), legend=False)
         axis.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
-        for bars, hatch in zip(axis.containers, itertools.cycle(HATCHES), strict=False):
-            plt.setp(bars.patches, hatch=hatch)
     if len(table.columns) > 1:
         figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return accessible_figure(figure, f"Training cases of each client. {sizes}.", table.reset_index())
@@ -124,9 +121,7 @@ def sites(table: pd.DataFrame) -> AccessibleFigure:
     counts = classes.assign(hidden=total - classes.sum(axis=1)).rename(columns=lambda name: name.replace("_", " "))
     figure, (bars, lines) = plt.subplots(2, 1, figsize=(6.2, 5.4))
     colours = [*sns.color_palette("colorblind", len(classes.columns)), SOFT]
-    counts.plot.bar(stacked=True, ax=bars, ylabel="training cases", width=0.8, rot=0, color=colours, edgecolor=PAGE)
-    for drawn, hatch in zip(bars.containers, itertools.cycle(HATCHES), strict=False):
-        plt.setp(drawn.patches, hatch=hatch)
+    _stack(bars, counts, colours)
     for number, (client, own) in enumerate(shares.iterrows()):
         lines.plot(own, color=SERIES[number % len(SERIES)], ls=LINES[number % len(LINES)], label=f"client {client}")
     lines.set(xlabel="grey value", ylabel="share of all pixels", ylim=(0, None))
@@ -136,6 +131,15 @@ def sites(table: pd.DataFrame) -> AccessibleFigure:
     words = ", ".join(f"client {client} {n}" for client, n in table["all"]["cases"].items())
     numbers = pd.concat([counts, shares.add_prefix("grey ")], axis=1).reset_index()
     return accessible_figure(figure, f"What each client tells before training. Cases: {words}.", numbers)
+
+
+def _stack(axis: plt.Axes, counts: pd.DataFrame, colours: Sequence, **options: Any) -> None:
+    """Draw a stacked bar for each client (row), a colour and a hatch for each column."""
+    counts.plot.bar(
+        stacked=True, ax=axis, ylabel="training cases", width=0.8, rot=0, color=colours, edgecolor=PAGE, **options
+    )
+    for bars, hatch in zip(axis.containers, itertools.cycle(HATCHES), strict=False):
+        plt.setp(bars.patches, hatch=hatch)
 
 
 @styled
