@@ -44,7 +44,7 @@ def study(profile: str, jobs: int, threads: int, sets: dict[str, Path], out: Pat
 
 
 def scoring(run: Run, folder: Path) -> float:
-    """Seconds that a run spent on validation after every round, on the test split, and on the clients' own cases."""
+    """Seconds that a run spent on validation after every round, and on the test split."""
     config, data = run.config, open_prepared(folder)
     model = load_model(run, data, 0 if config.has_client_models else None)
 
@@ -52,8 +52,7 @@ def scoring(run: Run, folder: Path) -> float:
         return seconds(lambda: evaluate(model, data, data.split(split), config, final=split == "test"))
 
     models = config.n_clients if config.has_client_models else 1
-    own = taken("train") if config.mode == "federated" else 0.0
-    return models * (config.rounds * taken("val") + taken("test")) + own
+    return models * (config.rounds * taken("val") + taken("test"))
 
 
 def main() -> None:

@@ -119,15 +119,15 @@ def sites(table: pd.DataFrame) -> AccessibleFigure:
     total, shares = told["all"]["cases"], told["share of grey values"]
     classes = told["cases of a class"] if "cases of a class" in told else total.to_frame("cases")
     counts = classes.assign(hidden=total - classes.sum(axis=1)).rename(columns=lambda name: name.replace("_", " "))
-    figure, (bars, lines) = plt.subplots(2, 1, figsize=(6.2, 5.4))
+    figure, (bars, lines) = plt.subplots(2, 1, figsize=(4.6, 6.6))
     colours = [*sns.color_palette("colorblind", len(classes.columns)), SOFT]
     _stack(bars, counts, colours)
     for number, (client, own) in enumerate(shares.iterrows()):
         lines.plot(own, color=SERIES[number % len(SERIES)], ls=LINES[number % len(LINES)], label=f"client {client}")
     lines.set(xlabel="grey value", ylabel="share of all pixels", ylim=(0, None))
     lines.tick_params(axis="x", rotation=30)
-    for axis in (bars, lines):
-        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    bars.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    figure.legend(*lines.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     words = ", ".join(f"client {client} {n}" for client, n in table["all"]["cases"].items())
     numbers = pd.concat([counts, shares.add_prefix("grey ")], axis=1).reset_index()
     return accessible_figure(figure, f"What each client tells before training. Cases: {words}.", numbers)
