@@ -20,10 +20,3 @@ from fedlib.analysis.scores import calibration, confusion, part_scores, seed_spr
 from fedlib.analysis.sites import alone_and_together, by_site, site_matrix, worth_joining
 from fedlib.analysis.sources import by_source
 from fedlib.analysis.tables import readable
-
-__all__ = [
-    "alone_and_together", "answer", "arm_name", "by_site", "by_source", "calibration", "check_comparable",
-    "check_integrity", "client_trend", "compare", "confusion", "federated_vs_local", "in_short",
-    "missing_clients", "paper_table", "part_scores", "partition_effect", "protocol", "readable", "seed_spread",
-    "settings", "site_matrix", "training_table", "verdict", "worth_joining",
-]  # fmt: skip

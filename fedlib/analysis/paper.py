@@ -5,7 +5,6 @@ import pandas as pd
 from fedlib import tasks
 from fedlib.analysis.arms import ARM, margin_note
 from fedlib.analysis.inference import RESAMPLES, VERDICTS
-from fedlib.analysis.tables import bracketed
 from fedlib.config import AnalysisConfig, FederationConfig, RunConfig, TrainingConfig, task_values
 from fedlib.training.plateau import CLIMBING
 from fedlib.training.run_store import Run
@@ -15,8 +14,6 @@ ORIGINS = {"paper": "from the paper", "scripts": "from the first author's script
 FIELDS = {"client_counts": "n_clients", "partitions": "partition"}
 """Settings of a study that go by another name in a run."""
 FEDERATED = ("n_clients", "partition", "strategy")
-UNASKED = pd.DataFrame(columns=["metric", "difference", "partition"])
-"""In place of a table that is not there."""
 
 
 def paper_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -111,16 +108,12 @@ def _directions(rows: pd.DataFrame) -> str:
     return f"{', '.join(f'{kind} in {count}' for kind, count in kinds.items())} of {kinds.sum()}"
 
 
-def answer(table: pd.DataFrame, trend: pd.DataFrame = UNASKED, effect: pd.DataFrame = UNASKED) -> list[str]:
-    """Answer the study's question in sentences (Markdown), a text per metric, verdict first.
-
-    `table`, `trend` and `effect` are those of `compare`, `client_trend` and `partition_effect`.
-    """
-    return [_answer(metric, arms, *(other[other["metric"] == metric] for other in (trend, effect)))
-            for metric, arms in table.groupby("metric", sort=False)]  # fmt: skip
+def answer(table: pd.DataFrame) -> list[str]:
+    """Return the verdicts in `compare`'s table in sentences (Markdown), a text per metric."""
+    return [_answer(metric, arms) for metric, arms in table.groupby("metric", sort=False)]
 
 
-def _answer(metric: str, arms: pd.DataFrame, trend: pd.DataFrame, effect: pd.DataFrame) -> str:
+def _answer(metric: str, arms: pd.DataFrame) -> str:
     title = f"**{tasks.NAMES[metric][0].upper()}{tasks.NAMES[metric][1:]}**"
     central, federated = arms[arms["mode"] == "centralized"], arms[arms["mode"] == "federated"]
     if central.empty or federated.empty:
@@ -138,11 +131,6 @@ def _answer(metric: str, arms: pd.DataFrame, trend: pd.DataFrame, effect: pd.Dat
     local = arms.loc[arms["mode"] == "local", "training"]
     if climbing := (local == CLIMBING).sum():
         said.append(f"{climbing} of {len(local)} local arms had not finished training: a gain over them may shrink.")
-    slopes = [f"{bracketed(row.slope, row.low, row.high, '+')} ({row.partition})" for row in trend.itertuples()]
-    if slopes:
-        said.append(f"Change with every doubling of the number of clients: {_listed(slopes)}.")
-    for partition, rows in effect.dropna(subset="difference").groupby("partition", sort=False):
-        said.append(f"{_listed([partition]).capitalize()} against balanced: {_directions(rows)}.")
     lacking = pd.concat([arms["how"], federated["difference_how"]]).dropna().unique()
     said += [f"No interval: {how.removeprefix('none: ')}." for how in lacking if how.startswith("none")]
     return " ".join([*said, *(["Inconclusive does not mean equal."] * ("inconclusive" in counts))])

@@ -73,9 +73,8 @@ def write_index(out_dir: Path, tell: Callable[[str], None] | None = None) -> Pat
         runs, missing = analysis.check_integrity(store, planned)
         try:
             table, further = analysis.compare(runs, study), {question: question(runs, study) for question in FURTHER}
-            changes = [further[each] for each in (analysis.client_trend, analysis.partition_effect)]
-            answers = analysis.in_short(*changes, further[analysis.federated_vs_local])
-            answers += analysis.answer(table, *changes)
+            changes = (analysis.client_trend, analysis.partition_effect, analysis.federated_vs_local)
+            answers = [*analysis.in_short(*(further[each] for each in changes)), *analysis.answer(table)]
         except UserError as refusal:
             table, further, answers = None, {}, [_note(f"<strong>Not compared.</strong> {refusal}")]
         if missing:

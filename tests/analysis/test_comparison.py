@@ -257,7 +257,7 @@ def test_a_tiny_loss_is_not_written_as_minus_zero(store):
     runs.append(write_run(store, "local", [shifted([0] * 8)] * 2))
     table, trend = analysis.compare(runs), analysis.client_trend(runs)
     told = analysis.in_short(trend, analysis.partition_effect(runs), analysis.federated_vs_local(runs))
-    told += [*analysis.answer(table, trend), analysis.readable(table).to_string(), analysis.readable(trend).to_string()]
+    told += [*analysis.answer(table), analysis.readable(table).to_string(), analysis.readable(trend).to_string()]
     told.append(analysis.readable(analysis.seed_spread(runs)).to_string())
     assert "+0.000" in told[0]
     assert not any("-0.000" in text for text in told)

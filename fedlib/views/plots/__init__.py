@@ -12,9 +12,3 @@ from fedlib.views.plots.results import (
     learning_curves,
     reliability,
 )
-
-__all__ = [
-    "AccessibleFigure", "arm_name", "by_site", "communication", "comparison", "confusion", "contours",
-    "differences", "gallery", "intensities", "learning_curves", "masks", "partitions", "prediction", "rank_by_error",
-    "reliability", "sites",
-]  # fmt: skip

@@ -127,15 +127,7 @@ def learning_curves(
     _legend(figure)
     alt = f"Validation scores by {AXES[x]}. After the last round, {'; '.join(words)}."
     table = numbers.groupby(["arm", "round"], sort=False, as_index=False).mean()
-    return accessible_figure(figure, alt, _by_round(numbers, metrics) if x == "rounds" else table)
-
-
-def _by_round(numbers: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
-    """Return a row per round and a column per arm (and metric, if several): the mean over seeds."""
-    table = numbers.pivot_table(index="round", columns="arm", values=metrics, sort=False)
-    table = table[[(metric, arm) for metric in metrics for arm in numbers["arm"].unique()]]
-    table.columns = [arm if len(metrics) == 1 else f"{tasks.NAMES[metric]}, {arm}" for metric, arm in table.columns]
-    return table.reset_index()
+    return accessible_figure(figure, alt, table)
 
 
 def _rounds_of(run: Run, metrics: list[str]) -> pd.DataFrame:
