@@ -114,6 +114,11 @@ def test_lists_come_as_text_or_as_lists(text):
     assert StudyConfig.make(client_counts=text).client_counts == (2, 4, 8)
 
 
+@pytest.mark.parametrize("text", ["balanced,unbalanced", "['balanced', 'unbalanced']", ["balanced", "unbalanced"]])
+def test_names_come_as_text_or_as_lists(text):
+    assert StudyConfig.make(partitions=text).partitions == ("balanced", "unbalanced")
+
+
 def test_a_lone_number_or_name_is_a_list_of_one():
     study = StudyConfig.make(client_counts=4, partitions="balanced", seed="3")
     assert (study.client_counts, study.partitions, study.seeds) == ((4,), ("balanced",), (3,))

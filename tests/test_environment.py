@@ -168,10 +168,28 @@ def test_the_command_line_answers_without_torch(module):
     assert done.stdout.strip() == "[]"
 
 
-def test_no_part_of_fedlib_imports_ray():
+WAITING = "GOMP_SPINCOUNT"
+ORDER = f"print([name for name in sys.modules if name in ('fedlib', 'torch')], os.environ['{WAITING}'])"
+WITHOUT = {name: value for name, value in os.environ.items() if name not in (WAITING, "OMP_NUM_THREADS")}
+COUNTS = "print(torch.get_num_threads(), fedlib.training.loop.cores())"
+
+
+def test_what_importing_all_of_fedlib_does():
+    """How threads wait is set before torch is there to read it; two cores stay free for others; Ray stays out."""
     names = ", ".join(module_name(path) for path in MODULES if path.stem != "__main__")
-    done = python("-c", f"import sys, {names}; print(sorted({{'ray', 'torch'}} & set(sys.modules)))")
-    assert done.stdout.strip() == "['torch']"
+    last = f"import {names}; print(sorted({{'ray', 'torch'}} & set(sys.modules)))"
+    done = python("-c", f"import os, sys, fedlib.training.loop; {ORDER}; import torch; {COUNTS}; {last}", env=WITHOUT)
+    order, counts, there = done.stdout.splitlines()
+    assert order == "['fedlib', 'torch'] 2000"
+    threads, cores = map(int, counts.split())
+    assert cores == os.cpu_count()
+    assert 1 <= threads <= max(1, cores - 2)
+    assert there == "['torch']"
+
+
+def test_the_user_says_how_many_threads():
+    done = python("-c", f"import torch, fedlib.training.loop; {COUNTS}", env=WITHOUT | {"OMP_NUM_THREADS": "2"})
+    assert done.stdout == "2 2\n"
 
 
 IMPORT = """
@@ -196,11 +214,9 @@ def test_importing_fedlib_sets_defaults_of_the_environment_and_does_nothing_else
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("module", ["fedlib.training.loop", "data_prep.cardiac"])
-def test_how_threads_wait_is_set_before_torch_is_there_to_read_it(module):
-    order = "print([name for name in sys.modules if name in ('fedlib', 'torch')], os.environ['GOMP_SPINCOUNT'])"
-    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
-    assert python("-c", f"import os, sys, {module}; {order}", env=environment).stdout == "['fedlib', 'torch'] 2000\n"
+def test_data_preparation_sets_how_threads_wait_before_torch_is_there_too():
+    done = python("-c", f"import os, sys, data_prep.cardiac; {ORDER}", env=WITHOUT)
+    assert done.stdout == "['fedlib', 'torch'] 2000\n"
 
 
 def test_tests_that_share_what_is_costly_stay_in_one_process(request):

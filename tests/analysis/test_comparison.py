@@ -376,19 +376,3 @@ def test_intact_runs_have_no_problem(store):
     runs = grid(store, lambda partition, k: -0.01)
     runs.append(write_run(store, "federated", shifted([0.1] * 8) | {"p3": [np.nan]}, n_clients=16))
     assert analysis.check_integrity(store, [run.folder.name for run in runs]) == (runs, {})
-
-
-def test_absences_are_listed(store):
-    run = write_run(store, "federated", central_dice())
-    assert analysis.missing_clients([run]).empty
-
-
-def test_the_whole_analysis_is_plain_data(store):
-    """Every table survives a CSV, as a report writes it."""
-    runs = grid(store, lambda partition, k: -0.01)
-    names = "compare client_trend partition_effect federated_vs_local seed_spread part_scores settings protocol"
-    for name in names.split():
-        table = getattr(analysis, name)(runs)
-        assert len(table)
-        table.to_csv(store.out_dir / "table.csv", index=False)
-        assert len(pd.read_csv(store.out_dir / "table.csv")) == len(table)

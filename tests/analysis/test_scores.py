@@ -6,10 +6,8 @@ import pytest
 import torch
 from torchmetrics.functional import classification as torchmetrics
 
-from fedlib import analysis, tasks
-from fedlib.study import experiment
+from fedlib import analysis
 from fedlib.training.run_store import RunStore
-from tests.helpers import run_config
 from tests.stores import classified, segmented, shifted, write_classification, write_run, write_tables
 
 CLASSES = ["Ab", "Cd", "Ef", "Gh"]
@@ -121,30 +119,3 @@ def test_a_missed_structure_counts_in_dice_and_is_counted_beside_the_distances(s
     assert table["absent"].tolist() == [1, 1, 1]
     assert table["n_patients"].tolist() == [9, 8, 8]
     assert table.loc["hd95", "how"] == "none: all patients are equal"
-
-
-def test_a_real_run_is_sound_and_has_every_table(prepared, tmp_path):
-    for task, data in prepared.items():
-        store = RunStore(tmp_path / task)
-        configs = [run_config(data, mode, rounds=1) for mode in ("centralized", "local", "federated")]
-        done = experiment.run_all(configs, data, store, report=str)
-        runs, missing = analysis.check_integrity(store, [config.run_id for config in configs])
-        assert (runs, len(runs), missing) == (done, 3, {})
-        assert len(analysis.compare(runs)) == 3 * len(tasks.get(task).PRIMARY)
-        assert len(analysis.part_scores(runs)) == 3 * (8 if task == "classification" else 6)
-
-
-def test_one_score_for_one_arm_in_table_and_results_csv(store):
-    """Patients with one image and with many, several seeds, several clients' models: everywhere the mean over patients."""
-    cases, *others = (drawn(60, seed)[0] for seed in range(4))
-    patients = [f"p{min(number, 40)}" for number in range(60)]  # twenty images are of one patient
-    tables = [table.assign(truth=cases["truth"], patient=patients) for table in (cases, *others)]
-    runs = [write_tables(store, "classification", "centralized", tables[:1])]
-    runs += [write_tables(store, "classification", "federated", [tables[seed]], seed) for seed in (1, 2)]
-    runs.append(write_tables(store, "classification", "local", tables[2:]))
-    shown = analysis.compare(runs).set_index(["metric", "mode"])["value"]
-    results = store.results(runs).groupby("mode", sort=False)[["accuracy", "sensitivity"]].mean()
-    for metric in results:
-        assert shown[metric].to_dict() == pytest.approx(results[metric].to_dict(), abs=1e-12)
-    by_image = np.mean(cases["truth"] == cases["prediction"])
-    assert shown["accuracy", "centralized"] != pytest.approx(by_image, abs=1e-3), "the mean over images is another figure"

@@ -171,11 +171,6 @@ def test_names_that_pandas_takes_for_nothing_stay_names(tmp_path):
     assert cases[0].patient == "NA"
 
 
-def test_where_needs_a_manifest(folder):
-    with pytest.raises(UserError, match="--where mini=1.*manifest.csv"):
-        found(folder, "mini=1")
-
-
 def test_a_listed_link_is_refused(folder):
     (folder / "ill" / "link.png").symlink_to("ill-1.png")
     (folder / "manifest.csv").write_text("file,class\nill/link.png,ill\nhealthy/healthy-1.png,healthy\n")

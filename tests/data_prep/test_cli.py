@@ -388,18 +388,6 @@ def test_help_names_every_source(command):
 # Real processes.
 
 
-def test_the_door_as_a_process(tmp_path):
-    made = python("-m", "data_prep", "synthetic-cardiac", "--cases", 4, "--size", 16, "--out", tmp_path / "set")
-    assert (made.returncode, made.stderr) == (0, "")
-    data = open_prepared(tmp_path / "set", "segmentation")
-    assert data.fingerprint[:12] in made.stdout
-    refused = python("-m", "data_prep", "class-folders", "--input", tmp_path / "none", "--out", tmp_path / "out")
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("error: ")
-    assert refused.stderr.count("\n") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
-
-
 @pytest.fixture
 def half_way(tmp_path):
     """A real command over 300 images, which had prepared some of them when it was last looked at."""

@@ -173,16 +173,15 @@ def test_all_bad_images_at_once_are_listed_and_make_no_noise(tmp_path):
     assert_listed(folder, "class-folders", {f"ill/{name}.png": words for name, (_, words) in PICTURES.items()})
 
 
-@pytest.mark.parametrize(("table", "half"), [(IMAGES, 0), (LABELS, 1)], ids=["images", "labels"])
-def test_all_bad_volumes_at_once_are_listed_and_make_no_noise(tmp_path, table, half):
-    folder = SOURCES["mmwhs"].make(tmp_path / "raw")
-    for name, (content, _) in table.items():
-        contents = [packed(H), packed(L)]
-        contents[half] = content
-        for kind, content in zip(("image", "label"), contents, strict=True):
-            put(folder, f"{name}_{kind}.nii.gz", content)
-    reasons = {f"{name}_image.nii.gz": words for name, (_, words) in table.items()}
-    assert_listed(folder, "mmwhs", {file: words.replace("case_2", file[:-13]) for file, words in reasons.items()})
+def test_all_bad_volumes_at_once_are_listed_and_make_no_noise(tmp_path):
+    folder, reasons = SOURCES["mmwhs"].make(tmp_path / "raw"), {}
+    for half, table in (("image", IMAGES), ("label", LABELS)):
+        for name, (content, words) in table.items():
+            case = f"{half} of {name}"
+            for kind, good in (("image", H), ("label", L)):
+                put(folder, f"{case}_{kind}.nii.gz", content if kind == half else packed(good))
+            reasons[f"{case}_image.nii.gz"] = words.replace("case_2", case)
+    assert_listed(folder, "mmwhs", reasons)
 
 
 # One case. Each entry: what spoils it (a path, if the input is not the folder), its file in qc.csv, words of the reason.

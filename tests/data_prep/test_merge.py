@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from data_prep import __main__ as door
 from data_prep.synthetic_cardiac import LABELS, write_cardiac_ct
 from fedlib import analysis
 from fedlib.config import UserError
@@ -39,13 +40,14 @@ def hospitals(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def sets(hospitals, command, tmp_path):
-    """The two sets and what they are merged into."""
-    for name, source, given in (("Basel", "mmwhs", "Basel"), ("Leeds", "totalsegmentator", "scans")):
-        code, said, _ = command(source, "--input", hospitals / given, "--out", tmp_path / name, *WINDOW)
-        assert code == 0, said
-    return [tmp_path / "Basel", tmp_path / "Leeds"]
+@pytest.fixture(scope="module")
+def sets(hospitals):
+    """The two sets as prepared; nobody writes to them."""
+    folders = {"Basel": ("mmwhs", "Basel"), "Leeds": ("totalsegmentator", "scans")}
+    for name, (source, given) in folders.items():
+        arguments = [source, "--input", hospitals / given, "--out", hospitals / "sets" / name, *WINDOW]
+        door.app(map(str, arguments), standalone_mode=False)
+    return [hospitals / "sets" / name for name in folders]
 
 
 def merged(command, sets, out):

@@ -133,19 +133,6 @@ def test_a_leak_in_stated_splits_is_an_error_with_two_witnesses(columns, pairs, 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("stated", "why"),
-    [
-        (["training", *STATED[1:]], "split 'training' of case c0: expected train, val, test"),
-        ([*STATED[:-1], ""], "split '' of case c11"),
-        (["train"] * 8 + ["test"] * 4, "split val: no case"),
-    ],
-)
-def test_stated_splits_that_cannot_be_used_are_an_error(stated, why):
-    with pytest.raises(UserError, match=why):
-        assign_splits(table(split=stated), NO_PAIRS, 0)
-
-
 def test_rows_are_told_by_position_not_by_index():
     cases = table(30).set_index(np.arange(30)[::-1])
     assert assign_splits(cases, NO_PAIRS, 0).tolist() == assign_splits(table(30), NO_PAIRS, 0).tolist()

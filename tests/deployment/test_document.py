@@ -40,6 +40,7 @@ def help_of(*command):
     return done.stdout
 
 
+@pytest.mark.slow  # as are the tests that run the blocks
 @pytest.mark.parametrize("line", FLOWER)
 def test_flower_knows_every_option(line):
     words = shlex.split(line)

@@ -65,16 +65,6 @@ def replies():
     return [reply(client, get_state_dict(client), n) for client, n in enumerate(N)]
 
 
-def test_fedavg_is_the_mean_weighted_by_cases(strategy):
-    arrays = trained(strategy, 1, replies())
-    averaged = arrays.to_torch_state_dict()
-    for name in ("w", "b"):
-        by_hand = sum(n / sum(N) * get_state_dict(client)[name] for client, n in enumerate(N))
-        assert np.allclose(averaged[name].numpy(), by_hand, atol=1e-6)
-        plain_mean = np.mean([get_state_dict(client)[name] for client in range(3)], axis=0)
-        assert not np.allclose(averaged[name].numpy(), plain_mean, atol=1e-3)
-
-
 def test_fedavg_gives_the_same_bits_in_any_order_of_arrival(config):
     seen = set()
     for order in itertools.permutations(replies()):
@@ -131,12 +121,6 @@ def test_a_client_cannot_reply_twice(strategy):
 def test_a_client_that_does_not_reply_is_named(strategy):
     with pytest.raises(FederationError, match="round 2: client 0: no reply \\(within 3600 s\\); client 2: no .* 3 of 3"):
         trained(strategy, 2, replies()[1:2])
-
-
-def test_a_reply_that_is_an_error_stops_the_round(strategy):
-    failed = Message(Error(code=0, reason="out of memory"), reply_to=asked(1))
-    with pytest.raises(FederationError, match=r"round 3.*out of memory"):
-        trained(strategy, 3, [replies()[0], failed, replies()[2]])
 
 
 def test_a_node_that_is_gone_is_named(strategy):

@@ -112,17 +112,6 @@ def test_with_a_quorum_the_server_s_control_variate_stays_the_mean_of_the_client
         )
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
-def test_what_clients_keep_survives_an_interruption(images, tmp_path, monkeypatch, strategy):
-    changes = {"batch_norm": "local", "strategy": strategy, "rounds": 3}
-    whole = federated(images, tmp_path / "whole", **changes)
-    with monkeypatch.context() as patched:
-        spoil_round(patched, 1, 3, KeyboardInterrupt)  # client 0 has kept its third round by now
-        with pytest.raises(KeyboardInterrupt):
-            federated(images, tmp_path / "parts", **changes)
-    assert outcome(federated(images, tmp_path / "parts", **changes)) == outcome(whole)
-
-
 # FedBN
 
 

@@ -1,7 +1,6 @@
 """Differential privacy: the noise by hand, the accountant against another one, and what does not go with it."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy.optimize import brentq
@@ -13,7 +12,6 @@ from fedlib.federated.privacy import epsilon_after
 from fedlib.study import experiment, report
 from fedlib.training import execution
 from fedlib.training.run_store import RunStore
-from tests.federated.spoil import spoil_round
 from tests.helpers import outcome, run_config
 
 PRIVATE = {"batch_norm": "group"}
@@ -118,18 +116,6 @@ def test_updates_are_clipped_averaged_and_get_the_noise_of_the_mechanism(images,
     added = vector(execution.load_model(run, images)) - start - sum(w * u for w, u in zip(weights, clipped, strict=True))
     assert added.std() == pytest.approx(noise * clip * share, rel=0.02)
     assert abs(added.mean()) < 5 * added.std() / np.sqrt(added.size)
-
-
-def test_an_interrupted_private_run_spends_no_more(images, tmp_path, monkeypatch):
-    changes = {"privacy": "central", "rounds": 3}
-    whole = federated(images, tmp_path / "whole", **changes)
-    with monkeypatch.context() as patched:
-        spoil_round(patched, 0, 3, KeyboardInterrupt)
-        with pytest.raises(KeyboardInterrupt):
-            federated(images, tmp_path / "parts", **changes)
-    run = federated(images, tmp_path / "parts", **changes)
-    assert outcome(run) == outcome(whole)
-    pd.testing.assert_series_equal(run.rounds["epsilon"], whole.rounds["epsilon"])
 
 
 CONFLICTS = {

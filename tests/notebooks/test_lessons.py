@@ -141,8 +141,13 @@ def solved(smoke, tmp_path_factory):
     return shutil.copytree(smoke, tmp_path_factory.mktemp("solved") / "smoke")
 
 
-@pytest.mark.parametrize("task", ["classification", "segmentation"])
-@pytest.mark.parametrize("name", NAMES)
+LESSONS = [(name, task) for name in NAMES for task in ("classification", "segmentation")]
+LONGEST = [("05_going_further", "segmentation")]
+
+
+@pytest.mark.parametrize(
+    ("name", "task"), [pytest.param(*both, marks=[pytest.mark.slow] * (both in LONGEST)) for both in LESSONS]
+)
 def test_unanswered_is_calm_and_every_folded_solution_is_right(solved, name, task, capsys):
     parameters = PythonTranslator.codify({"task": task, "profile": "smoke", "out_dir": str(solved)})
     namespace = {"In": ["", tagged(name)[0], parameters], "display": lambda value: None}

@@ -1,7 +1,6 @@
 """The training loop: its bits come from seed, client and round alone, its cases are seen equally often, it fails loud."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 
 from fedlib import tasks
 from fedlib.config import UserError
-from fedlib.data.dataset import PreparedDataset, batches, describe
+from fedlib.data.dataset import batches, describe
 from fedlib.training.loop import derive_seed, evaluate, initial_model, learning_rate, make_optimizer, train_round
 from fedlib.training.run_store import state_sha256
 from tests.helpers import python, run_config
@@ -19,16 +18,6 @@ def trained(data, config, client=0, round_number=1):
     model = initial_model(config, data)
     train_round(model, data, data.split("train"), config, client, round_number)
     return state_sha256(model.state_dict())
-
-
-def test_the_bits_do_not_depend_on_the_global_generators(data):
-    config = run_config(data, "centralized")
-    hashes = set()
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        hashes.add(trained(data, config))
-    assert len(hashes) == 1
 
 
 def test_seed_client_and_round_each_change_the_bits(images):
@@ -48,37 +37,11 @@ def test_the_initial_model_comes_from_the_seed_and_leaves_the_global_generator_a
     assert state_sha256(one.state_dict()) == state_sha256(two.state_dict()) != state_sha256(other.state_dict())
 
 
-def test_every_case_is_seen_once_an_epoch(data, monkeypatch):
-    config, seen, steps = run_config(data, "centralized", local_epochs=3), [], []
-    read, step = PreparedDataset.load_batch, torch.optim.AdamW.step
-    monkeypatch.setattr(
-        PreparedDataset, "load_batch", lambda own, rows, *where: seen.extend(rows) or read(own, rows, *where)
-    )
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda own, *given: steps.append(1) or step(own, *given))
-    rows = data.split("train")[1:]
-    done = train_round(initial_model(config, data), data, rows, config, 0, 1)
-    assert sorted(seen) == sorted(np.repeat(rows, 3))
-    assert len(steps) == 3 * -(-len(rows) // config.batch_size)
-    assert done["n"] == len(rows)
-
-
-@pytest.mark.parametrize(
-    ("changes", "kind", "options"),
-    [
-        ({}, torch.optim.AdamW, {"weight_decay": 0.01, "lr": 0.001}),
-        ({"optimizer": "sgd", "weight_decay": 0}, torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0, "lr": 0.001}),
-    ],
-)
-def test_the_optimizer_is_torch_s_with_the_config_s_values(images, changes, kind, options):
-    config = run_config(images, "centralized", **changes)
+def test_the_optimizer_is_torch_s_adamw_with_the_config_s_values(images):
+    config = run_config(images, "centralized")
     optimizer = make_optimizer(initial_model(config, images), config)
-    assert type(optimizer) is kind
-    assert {name: optimizer.defaults[name] for name in options} == options
-
-
-def test_a_constant_schedule_is_constant(images):
-    config = run_config(images, "centralized", schedule="constant")
-    assert {learning_rate(config, done) for done in (0, 0.1, 1, 2)} == {config.learning_rate}
+    assert type(optimizer) is torch.optim.AdamW
+    assert (optimizer.defaults["weight_decay"], optimizer.defaults["lr"]) == (0.01, 0.001)
 
 
 def test_a_short_last_batch_is_dropped_where_the_config_says_so(images):
@@ -94,15 +57,6 @@ def test_every_step_lowers_the_loss_of_its_batch(data):
     model, rows = initial_model(config, data), data.split("train")[: config.batch_size]
     losses = [train_round(model, data, rows, config, 0, 1)["loss"] for _ in range(6)]
     assert (np.diff(losses) < 0).all()
-
-
-def test_two_cores_stay_free_for_others_unless_the_user_says_how_many_threads():
-    show = "import torch, fedlib.training.loop as loop; print(torch.get_num_threads(), loop.cores())"
-    given = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    threads, cores = map(int, python("-c", show, env=given).stdout.split())
-    assert cores == os.cpu_count()
-    assert 1 <= threads <= max(1, cores - 2)
-    assert python("-c", show, env=given | {"OMP_NUM_THREADS": "2"}).stdout == "2 2\n"
 
 
 def test_a_loss_that_is_not_finite_names_client_and_round(data):

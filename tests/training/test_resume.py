@@ -64,14 +64,24 @@ def tables(run):
     return [table.drop(columns="seconds") for table in (run.rounds, run.clients)]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("stop", [(0, 1), (0, 3), (1, 2)])
-def test_it_goes_on_after_the_last_finished_round(data, tmp_path, turns, mode, stop):
-    config = run_config(data, mode, rounds=3)
-    whole = experiment.run(config, data, RunStore(tmp_path / "whole"))
-    every = sorted(turns)
+@pytest.fixture(scope="module")
+def without_a_stop(prepared, tmp_path_factory):
+    """The run of three rounds of a task and mode that nobody interrupted, trained once."""
+    store = RunStore(tmp_path_factory.mktemp("whole"))
+    return lambda task, mode: experiment.run(run_config(prepared[task], mode, rounds=3), prepared[task], store)
+
+
+STOPS = {"centralized": [(0, 1), (0, 2), (0, 3)], "local": [(0, 1), (0, 3), (1, 2)], "federated": [(0, 1), (0, 3), (1, 2)]}
+STOPPED = [("classification", mode, stop) for mode in MODES for stop in STOPS[mode]]
+STOPPED += [("segmentation", mode, STOPS[mode][-1]) for mode in MODES]
+
+
+@pytest.mark.parametrize(("task", "mode", "stop"), STOPPED)
+def test_it_goes_on_after_the_last_finished_round(prepared, tmp_path, without_a_stop, turns, task, mode, stop):
+    data, whole = prepared[task], without_a_stop(task, mode)
+    config, every = whole.config, [(client, number) for client in range(whole.config.n_clients) for number in (1, 2, 3)]
     turns.clear()
-    turns.stop, store = stop if stop in every else (0, 2), RunStore(tmp_path / "parts")
+    turns.stop, store = stop, RunStore(tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
         experiment.run(config, data, store)
     before, turns.stop = turns.copy(), None
@@ -91,21 +101,15 @@ def test_it_goes_on_after_the_last_finished_round(data, tmp_path, turns, mode, s
         assert again == set(), "alone, a round is a client's own"
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_nothing_of_the_checkpoints_is_left_when_it_is_done(data, tmp_path, mode):
-    run = experiment.run(run_config(data, mode), data, RunStore(tmp_path))
-    assert not (run.folder / "checkpoints").exists()
-
-
-def test_killed_outright_it_loses_the_round_it_was_in(data, tmp_path, turns):
-    config = run_config(data, "federated", rounds=3)
-    whole = experiment.run(config, data, RunStore(tmp_path / "whole"))
+def test_killed_outright_it_loses_the_round_it_was_in(images, tmp_path, without_a_stop, turns):
+    whole = without_a_stop("classification", "federated")
+    config = whole.config
     turns.clear()
     store = RunStore(tmp_path / "killed")
-    killed = python("-c", KILLED, config.model_dump_json(), data.folder, store.out_dir, 6)  # the last turn of three rounds
+    killed = python("-c", KILLED, config.model_dump_json(), images.folder, store.out_dir, 6)  # the last turn of three rounds
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert store.get(config.run_id).status["state"] == "running"
-    run = experiment.run(config, data, store)
+    run = experiment.run(config, images, store)
     assert sorted(turns) == [(0, 3), (1, 3)]
     assert run.result["weights_sha256"] == whole.result["weights_sha256"]
 

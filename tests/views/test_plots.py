@@ -36,13 +36,18 @@ def runs(tmp_path_factory):
     return RunStore(out).done(study.runs(FINGERPRINT))
 
 
+@pytest.fixture(scope="module")
+def compared(runs):
+    return analysis.compare(runs)
+
+
 def by_mode(runs, mode):
     return [run for run in runs if run.config.mode == mode]
 
 
 @pytest.fixture(params=["curves", "steps", "traffic", "confusion", "reliability", "comparison", "differences", "sites"])
-def draw(request, runs, images):
-    federated, table = by_mode(runs, "federated"), analysis.compare(runs)
+def draw(request, runs, compared, images):
+    federated, table = by_mode(runs, "federated"), compared
     return {
         "curves": lambda: plots.learning_curves(federated),
         "steps": lambda: plots.learning_curves(runs, x="steps"),
