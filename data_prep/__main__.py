@@ -84,14 +84,6 @@ FILES = [
     ),
     option("--jobs", WHOLE(1, 256), "Cases read at a time.", default=CORES),
 ]
-CARDIAC_HELP = {
-    "mmwhs": "Cardiac volumes in pairs *_image.nii.gz and *_label.nii.gz, with label values for LV and myocardium.\n\n"
-    "Thick slices (short-axis MRI, say): --modality mr --spacing 2.5,2.5,6 --size 64,64,16",
-    "totalsegmentator": "TotalSegmentator: a folder a case, with ct.nii.gz and segmentations/<structure>.nii.gz.\n\n"
-    "Many of its scans show no whole heart: --on-bad skip lists them in qc.csv.",
-    "msd": "The layout of the Medical Segmentation Decathlon and of nnU-Net: imagesTr, labelsTr, dataset.json.\n\n"
-    "--lv and --myo are names in dataset.json, or values.",
-}
 add(
     "synthetic-cxr",
     partial(sources.prepare_synthetic, "classification"),
@@ -140,7 +132,7 @@ add(
     "The COVID-19 Radiography Database as Kaggle gives it: four classes, 21,165 PNGs, tables of where each came from.",
 )
 for name, adapter in sources.CARDIAC.items():
-    add(name, partial(_volumes, name), [*FILES, *_settings(adapter.DEFAULTS)], CARDIAC_HELP[name])
+    add(name, partial(_volumes, name), [*FILES, *_settings(adapter.DEFAULTS)], adapter.__doc__)
 add(
     "merge",
     merge,

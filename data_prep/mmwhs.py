@@ -1,6 +1,8 @@
 """Cardiac volumes as NIfTI pairs in the naming of MM-WHS: `*_image.nii.gz` and `*_label.nii.gz`, or .nii.
 
 Label values of MM-WHS: LV blood pool 500, myocardium 205. Whatever else is labelled becomes background.
+
+Thick slices (short-axis MRI, say): --modality mr --spacing 2.5,2.5,6 --size 64,64,16
 """
 
 from data_prep.cardiac import Settings

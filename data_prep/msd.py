@@ -1,7 +1,8 @@
 """The layout of the Medical Segmentation Decathlon and of nnU-Net: `imagesTr/`, `labelsTr/` and `dataset.json`.
 
-dataset.json names the label values: `{"1": "LV"}` in the Decathlon, `{"LV": 1}` in nnU-Net. nnU-Net's images carry a channel
-(`heart_01_0000.nii.gz` beside the label `heart_01.nii.gz`); of several channels the first, `_0000`, is taken.
+dataset.json names the label values: `{"1": "LV"}` in the Decathlon, `{"LV": 1}` in nnU-Net. So --lv and --myo are names or
+values. nnU-Net's images carry a channel (`heart_01_0000.nii.gz` beside the label `heart_01.nii.gz`); of several channels the
+first, `_0000`, is taken.
 """
 
 import json

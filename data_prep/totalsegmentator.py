@@ -1,7 +1,7 @@
 """Body scans of TotalSegmentator: a folder a case, `s0001/ct.nii.gz` with one mask a structure in `s0001/segmentations/`.
 
 Of the 104 and more masks only those of LV and myocardium are read. Most scans do not show the heart: their masks are
-empty, and the loader refuses them one by one.
+empty, and --on-bad skip lists them in qc.csv.
 """
 
 from data_prep.cardiac import Settings, parts
