@@ -62,7 +62,7 @@ def read_grey(name: str, content: bytes) -> tuple[Image.Image, float, dict[str, 
         if darkest == brightest:
             raise UserError(f"no contrast, all pixels are {darkest}; expected an image")
     except UserError as error:
-        raise UserError(f"{name}: {error}") from None
+        raise UserError(f"{name}: {' '.join(str(error).split())}") from None  # what a header says may hold line breaks
     except UnidentifiedImageError:
         found = f"a {kind}, and so " if kind not in ("", "PNG", "JPEG") else ""
         raise UserError(f"{name}: {found}neither PNG, JPEG nor DICOM, or cut short; expected one of them, whole") from None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom.data import get_testdata_file
@@ -215,6 +215,7 @@ DICOM = made.dicom(raw.picture(1, 64).astype(np.uint16))
 
 
 @settings(max_examples=150, deadline=None)
+@example(which=DICOM, cut=815, changes=[(356, 0)])  # pixels as the name of what the file is, line breaks among them
 @given(
     which=st.sampled_from([NOISE, JPEG, DICOM]),
     cut=st.integers(0, 9000),
