@@ -12,7 +12,7 @@ counts as independent evidence. Margins and significance are set in the configur
     tables       the same tables in words
 """
 
-from fedlib.analysis.arms import arm_name, check_comparable, check_integrity, missing_clients
+from fedlib.analysis.arms import arm_name, check_integrity, missing_clients
 from fedlib.analysis.comparison import client_trend, compare, federated_vs_local, partition_effect, training_table
 from fedlib.analysis.inference import verdict
 from fedlib.analysis.paper import answer, in_short, paper_table, protocol, settings
