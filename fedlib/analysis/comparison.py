@@ -66,12 +66,12 @@ def optimizer_steps(run: Run) -> pd.Series:
 
 
 def training_table(runs: list[Run], study: AnalysisConfig | None = None) -> pd.DataFrame:
-    """Return each arm's rounds, epochs, optimizer steps of a client (least and most), and whether training was finished."""
+    """Return each arm's rounds, epochs, optimizer steps of a client (fewest and most), and whether training was finished."""
     rows = []
     for arm, members in by_arm(runs).items():
         config, steps = members[0].config, [optimizer_steps(run).groupby(run.clients["client"]).sum() for run in members]
         row = {"rounds": config.rounds, "epochs": config.rounds * config.local_epochs}
-        row |= {"least_steps": min(map(min, steps)), "most_steps": max(map(max, steps))}
+        row |= {"fewest_steps": min(map(min, steps)), "most_steps": max(map(max, steps))}
         for metric in tasks.get(config.task).PRIMARY:
             row[tasks.NAMES[metric]] = least_finished(members, metric, study or runs[0].config)
         rows.append(arm._asdict() | row)

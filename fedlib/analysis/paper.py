@@ -5,6 +5,7 @@ import pandas as pd
 from fedlib import tasks
 from fedlib.analysis.arms import ARM, margin_note
 from fedlib.analysis.inference import RESAMPLES, VERDICTS
+from fedlib.analysis.tables import published
 from fedlib.config import AnalysisConfig, FederationConfig, RunConfig, TrainingConfig, task_values
 from fedlib.training.plateau import CLIMBING
 from fedlib.training.run_store import Run
@@ -21,7 +22,7 @@ def paper_table(table: pd.DataFrame) -> pd.DataFrame:
 
     Columns: ARM, metric, paper (NaN where it gives words only), paper_says ("0.867", "about 0.94", "similar to
     centralized"), scripts (saved beside the first author's scripts; NaN where there is none), this_run, low, high,
-    paper_change and change (federated minus centralized, there and here). Other data and training than the paper's: a
+    paper_change and change (federated minus centralized, there and here; NaN between figures that are *about*). Other data and training than the paper's: a
     difference is no error of either.
     """
     rows, numbers = [], ["paper", "scripts", "value", "low", "high", "paper_change", "difference"]
@@ -30,10 +31,10 @@ def paper_table(table: pd.DataFrame) -> pd.DataFrame:
         known = task.PAPER.get((row["mode"], row["n_clients"]))
         if known is None:
             continue
-        says = f"{'about ' * (row['metric'] in task.ABOUT)}{row['paper']:g}"
+        says = published(row["metric"], row["paper"])
         if row["metric"] not in known and row["metric"] in task.SIMILAR:
             says = "similar to centralized"
-        elif row["mode"] == "federated":
+        elif row["mode"] == "federated" and row["metric"] not in task.ABOUT:
             row["paper_change"] = row["paper"] - task.PAPER["centralized", 1][row["metric"]]
         scripts = task.SCRIPTS.get(tuple(row[name] for name in ARM), {}).get(row["metric"])
         rows.append(row | {"paper_says": says, "scripts": scripts})
@@ -81,7 +82,7 @@ def _listed(values: list) -> str:
 
 
 def in_short(trend: pd.DataFrame, effect: pd.DataFrame, gain: pd.DataFrame) -> list[str]:
-    """Answer the study's question in one sentence (Markdown) over all primary endpoints; in none where nothing was compared.
+    """Answer the study's question in one sentence (Markdown, a list) over all primary endpoints; no text without a change.
 
     The tables are those of `client_trend`, `partition_effect` and `federated_vs_local`. Each change is a range over the arms
     and endpoints, with the number of intervals on each side of 0.
@@ -94,8 +95,8 @@ def in_short(trend: pd.DataFrame, effect: pd.DataFrame, gain: pd.DataFrame) -> l
     if not changes:
         return []
     names = " and ".join(f"*{tasks.NAMES[metric]}*" for metric in pd.concat(changes)["metric"].unique())
-    said = [f"by {_range(rows['difference'])} with {what} ({_directions(rows)})" for what, rows in changes.items()]
-    return [f"**In short:** {names} change {'; '.join(said)}."]
+    said = [f"- by {_range(rows['difference'])} with {what} ({_directions(rows)})" for what, rows in changes.items()]
+    return [f"**In short:** {names} change", "\n".join(said)]
 
 
 def _range(values: pd.Series) -> str:

@@ -80,7 +80,7 @@ def worth_joining(table: pd.DataFrame) -> str:
     for model, rows in together.dropna(subset="difference").groupby("model", sort=False):
         better, worse = ((sign * rows["difference"] > inference.EQUAL).sum() for sign in (1, -1))
         sure = " and ".join(str((rows["direction"] == side).sum()) for side in ("higher", "lower"))
-        found = f"better than the own model at {better} of {len(rows)} sites and worse at {worse}"
+        found = f"better than the site's own model at {better} of {len(rows)} sites and worse at {worse}"
         words.append(f"*{model}* is {found} (beyond chance: {sure})")
     return "; ".join(words) or "no local model to compare with"
 

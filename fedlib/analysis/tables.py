@@ -30,6 +30,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             table = table.drop(columns=[*limits])
     if set(ARM) <= set(table):
         table = table.assign(arm=[arm_name(row) for row in table.itertuples()]).drop(columns=ARM)
+    if {"metric", "paper"} <= set(table):
+        table["paper"] = list(map(published, table["metric"], table["paper"]))
     if "metric" in table:
         table["metric"] = table["metric"].map(lambda metric: tasks.NAMES.get(metric, metric))
     if "class" in table:
@@ -38,6 +40,12 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     first = [name for name in FIRST if name in table]
     table = table.loc[:, [*first, *(name for name in table if name not in first and (table[name] != "").any())]]
     return table.rename(columns=TITLES).rename(columns=lambda name: name.replace("_", " "))
+
+
+def published(metric: str, figure: float) -> str:
+    """Return a figure of the paper as the abstract states it: `0.867`, `about 0.94`; nothing for NaN."""
+    about = any(metric in tasks.get(task).ABOUT for task in tasks.TASKS)
+    return "" if pd.isna(figure) else f"{'about ' * about}{figure:g}"
 
 
 def bracketed(value: float, low: float, high: float, sign: str = "") -> str:

@@ -82,6 +82,9 @@ def write_index(out_dir: Path, tell: Callable[[str], None] | None = None) -> Pat
         if tell:
             tell(re.sub(r"\*|<[^>]+>", "", "\n".join([tasks.get(study.task).TITLE, *answers])))
         summary.append(_text(f"### {tasks.get(study.task).TITLE}", *answers, *caveats(runs, study, data)))
+        if table is not None:
+            picture = plots.comparison(table, study.level)
+            summary.append(_figure(picture, f"Test scores of {study.task} by number of clients, with intervals."))
         details += _comparison(runs, study, data, table, further)
         details += _provenance(runs, study, missing, store, planned)
         link_pages(out_dir / study.task)
@@ -99,7 +102,7 @@ def caveats(runs: list[Run], study: StudyConfig, data: dict[str, Any]) -> Iterat
     if data["synthetic"]:
         yield "Synthetic images, drawn by a program: no patient, no clinical meaning."
         if "clear findings" in data["title"]:
-            yield "Their findings were made quick to learn, so that training ends in minutes: an illustration, no evidence."
+            yield "Their findings were made quick to learn, so that training ends in minutes: an illustration, not evidence."
     if study.profile == "smoke":
         yield "Profile smoke: a test of the whole line; its figures mean nothing."
     if len(study.seeds) == 1:
@@ -139,7 +142,6 @@ def _comparison(runs: list[Run], study: StudyConfig, data: dict, table: pd.DataF
             shown = _table(name, analysis.readable(arms).drop(columns="metric"), arms)
             shown.outputs[0].data["text/html"] = _margin(name, arms) + shown.outputs[0].data["text/html"]
             yield shown
-            yield _figure(plots.comparison(arms, study.level), f"Test {name} by number of clients, with intervals.")
     shown = [run for run in runs if run.config.mode != "local"]
     for metric, name in ((metric, tasks.NAMES[metric]) for metric in tasks.get(study.task).PRIMARY if shown):
         for x, unit in (("rounds", "round"), ("steps", "optimizer step of a client")):

@@ -228,6 +228,13 @@ def test_two_arms_that_never_differ_are_equivalent_only_with_enough_patients():
     assert inference.difference_test(np.full(9, 0.5), np.full(9, 0.5)) == ("Wilcoxon", 1)
 
 
+def test_patients_without_a_difference_leave_the_test_exact():
+    """One patient of many differs: as likely one way as the other. SciPy approximates where it sees zeros: 0.32."""
+    one, other = np.full(30, 0.5), np.full(30, 0.5)
+    one[0] = 0.7
+    assert inference.difference_test(one, other) == ("Wilcoxon", 1)
+
+
 def test_a_rare_class_that_is_all_right_still_widens_the_interval():
     common = (np.arange(200) % 10 > 0).astype(float)
     few, many = (interval([common, np.ones(n)], bounds=(0, 1)) for n in (8, 200))

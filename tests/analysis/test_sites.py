@@ -68,9 +68,9 @@ def test_in_words_and_as_a_matrix(runs):
     table = analysis.by_site(runs, prepared(), "accuracy")
     words = analysis.worth_joining(table)
     assert words.startswith(
-        "*federated* is better than the own model at 0 of 2 sites and worse at 1 (beyond chance: 0 and 1); "
+        "*federated* is better than the site's own model at 0 of 2 sites and worse at 1 (beyond chance: 0 and 1); "
     )
-    assert words.endswith("*FedBN* is better than the own model at 0 of 2 sites and worse at 0 (beyond chance: 0 and 0)")
+    assert words.endswith("*FedBN* is better than the site's own model at 0 of 2 sites and worse at 0 (beyond chance: 0 and 0)")
     matrix = analysis.site_matrix(table)
     assert list(matrix.index) == ["test patients", "local 1", "local 2", "federated", "FedBN"]
     assert list(matrix.columns) == ["site 1", "site 2"]
@@ -86,18 +86,18 @@ def test_a_site_without_test_cases_is_named_and_scored_by_nobody(runs):
     assert set(second["n_patients"]) == {0}
     assert second[["value", "difference", "direction"]].isna().all(axis=None)
     assert analysis.worth_joining(table).startswith(
-        "no test case at site 2; *federated* is better than the own model at 1 of 1 sites"
+        "no test case at site 2; *federated* is better than the site's own model at 1 of 1 sites"
     )
     assert analysis.site_matrix(table)["site 2"].tolist() == ["0", "", "", "", ""]
     picture = plots.by_site({"by ward": table})
-    assert "by ward, federated: 0.75 +0.25, no test case" in picture.alt
+    assert "by ward, federated: 0.750 +0.250, no test case" in picture.alt
     assert len(picture.figure.axes[0].texts) == 4, "nothing is written where nobody was tested"
 
 
 def test_without_local_models_there_are_scores_and_no_comparison(runs):
     table = analysis.by_site(runs[1:], prepared(), "accuracy")
     assert table["difference"].isna().all()
-    assert "federated: 1.00, 0.50; " in plots.by_site({"by ward": table}).alt
+    assert "federated: 1.000, 0.500; " in plots.by_site({"by ward": table}).alt
     assert analysis.worth_joining(table) == "no local model to compare with"
     assert analysis.alone_and_together(runs[1:2]) == {}
 
@@ -143,10 +143,10 @@ def test_the_picture_has_every_cell_and_colours_it_by_the_difference(runs):
     table = analysis.by_site(runs, prepared(), "accuracy")
     picture = plots.by_site({"by_group": table, "again": table})
     assert len(picture.table) == 2 * len(table)
-    assert "by_group, federated: 1.00 +0.00, 0.50 -0.50" in picture.alt
+    assert "by_group, federated: 1.000 +0.000, 0.500 -0.500" in picture.alt
     assert picture.width <= 640
     first = picture.figure.axes[0]
-    assert {text.get_text() for text in first.texts} >= {"1.00\nown", "0.50\n-0.50", "1.00\n+0.00"}
+    assert {text.get_text() for text in first.texts} >= {"1.000\nown", "0.500\n-0.500", "1.000\n+0.000"}
     assert [label.get_text() for label in first.get_xticklabels()] == ["site 1\nn = 8", "site 2\nn = 8"]
 
 

@@ -246,7 +246,7 @@ def test_the_verdict_comes_first(smoke, opened):
     assert page.locator("p .verdict").first.bounding_box()["y"] < 800, "seen without scrolling"
     for title in (tasks.get(task).TITLE for task in tasks.TASKS):
         assert page.locator(f"h3:text-is('{title}') + p").inner_text().startswith("In short: ")
-        assert page.locator(f"h3:text-is('{title}') + p + p .verdict").count() > 0
+        assert page.locator(f"h3:text-is('{title}') + p + ul + p .verdict").count() > 0
 
 
 def test_a_troubled_study_reads_well_too(troubled, opened):

@@ -199,7 +199,7 @@ def _site_cells(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the differences from the own model, models by sites, and what the cells say: score and difference."""
     cells = table.pivot(index="model", columns="site", values=["value", "difference"]).loc[table["model"].unique()]
     scores, differences = cells["value"], cells["difference"]
-    inside = scores.map("{:.2f}".format) + differences.map("\n{:+z.2f}".format).replace("\n+nan", "")
+    inside = scores.map("{:.3f}".format) + differences.map("\n{:+z.3f}".format).replace("\n+nan", "")
     for site in scores:
         inside.loc[inside.index == f"local {site}", site] += "\nown"
     return differences, inside.where(scores.notna(), "no test case")
