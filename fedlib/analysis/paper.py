@@ -22,8 +22,8 @@ def paper_table(table: pd.DataFrame) -> pd.DataFrame:
 
     Columns: ARM, metric, paper (NaN where it gives words only), paper_says ("0.867", "about 0.94", "similar to
     centralized"), scripts (saved beside the first author's scripts; NaN where there is none), this_run, low, high,
-    paper_change and change (federated minus centralized, there and here; NaN between figures that are *about*). Other data and training than the paper's: a
-    difference is no error of either.
+    paper_change and change (federated minus centralized, there and here; NaN between figures that are *about*). Other data
+    and training than the paper's: a difference is no error of either.
     """
     rows, numbers = [], ["paper", "scripts", "value", "low", "high", "paper_change", "difference"]
     for row in table[table["mode"] != "local"].to_dict("records"):

@@ -36,7 +36,7 @@ def describe(out_dir: Path) -> pd.DataFrame:
         ("processor cores", str(os.cpu_count()), "the times in the notebooks are for two"),
         ("memory", f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free", "the profile quick needs 4 GB"),
         ("disk for results", f"{disk / 1e9:.1f} GB free", "the profile quick needs 3 GB"),
-        ("GPU", gpu, "used if there is one; without it the profile paper would take hours"),
+        ("GPU", gpu, "used if there is one; without it the profile paper would take days"),
         ("Python", platform.python_version(), "3.11 or newer is needed"),
     ]
     locked = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
