@@ -164,7 +164,7 @@ def main() -> None:
     except click.Abort:
         click.echo("Interrupted. The same command resumes.", err=True)
         raise SystemExit(130) from None
-    except (UserError, click.ClickException) as error:
+    except (UserError, OSError, click.ClickException) as error:  # OSError: a folder that cannot be written, a full disk
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"error: {' '.join(message.splitlines())}", err=True)  # a path may hold a line break
         raise SystemExit(2) from None

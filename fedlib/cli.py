@@ -125,8 +125,11 @@ def runs(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -> 
         raise UserError(f"{folder}: no runs; expected a folder written by `python -m fedlib study`")
     for run in found:
         status = run.status
-        scores = [f"{name} {status['result'][name]:.3f}" for name in tasks.get(run.config.task).PRIMARY if run.done]
-        typer.echo(f"{status['state']:8} {run.config.run_id}  {', '.join(scores) or status.get('error', '')}")
+        try:
+            scores = [f"{name} {status['result'][name]:.3f}" for name in tasks.get(run.config.task).PRIMARY if run.done]
+        except UserError as error:
+            scores = [str(error)]
+        typer.echo(f"{status['state']:8} {run.folder.name}  {', '.join(scores) or status.get('error', '')}")
 
 
 @app.command()
@@ -223,7 +226,7 @@ def main() -> None:
     """Run the command line: bad input is one line on standard error and exit code 2, Ctrl-C is 130."""
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="python -m fedlib", standalone_mode=False)
-    except (UserError, click.ClickException) as error:
+    except (UserError, OSError, click.ClickException) as error:  # OSError: a folder that cannot be written, a full disk
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         typer.echo(f"error: {' '.join(message.splitlines())}", err=True)  # a path may hold a line break
         raise SystemExit(2) from None

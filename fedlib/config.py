@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -62,10 +63,12 @@ Seed = Annotated[int, Field(ge=0)]
 Folder = Annotated[Path, AfterValidator(Path.absolute)]
 T = TypeVar("T")
 Listed = Annotated[tuple[T, ...], BeforeValidator(_listed), Field(min_length=1)]
+Distinct = Annotated[Listed[T], AfterValidator(lambda values: tuple(dict.fromkeys(values)))]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True,
+                              use_attribute_docstrings=True)  # fmt: skip
 
 
 class TrainingConfig(_Frozen):
@@ -228,9 +231,9 @@ class TaskProfile(TrainingConfig):
 
     precision: Precision | Literal["auto"]
     """auto: what the machine that plans the runs computes fastest, `native_precision`; a run says which it was."""
-    client_counts: Listed[Positive]
+    client_counts: Distinct[Positive]
     """Numbers of clients, as in 2,4."""
-    partitions: Listed[Partition]
+    partitions: Distinct[Partition]
     """Who holds which case, several with commas. balanced: equal shares; unbalanced: a random share of every class;
     quantity_skew: the first client holds several times the last; label_skew: classes in different proportions;
     missing_classes: each client lacks one or two; by_group: whole groups, such as hospitals."""
@@ -249,7 +252,7 @@ class StudyConfig(TaskProfile, PartitionConfig, FederationConfig, AnalysisConfig
     profile: ProfileName = "quick"
     strategy: Strategy = "fedavg"
     """How the server aggregates."""
-    seeds: Listed[Seed] = Field((1,), alias="seed")
+    seeds: Distinct[Seed] = Field((1,), alias="seed")
     data_dir: Folder | None = None
     """A prepared set, or a folder that holds one per task; None: the synthetic set under out_dir."""
     out_dir: Folder
@@ -278,6 +281,9 @@ class StudyConfig(TaskProfile, PartitionConfig, FederationConfig, AnalysisConfig
             (self.strategy == "krum" and replies < KRUM_CLIENTS,
              f"client_counts = {min(self.client_counts)}: strategy krum needs {KRUM_CLIENTS} replies in a round to bear one "
              f"bad client, fraction_train and quorum guarantee {replies}; expected at least {KRUM_CLIENTS}"),
+            (has_batch_norm and self.batch_norm != "group" and self.batch_size < 3,
+             f"batch_size = {self.batch_size}: BatchNorm needs the spread of several cases, and the last batch is smaller; "
+             "expected at least 3"),
             (not has_batch_norm and self.batch_norm != "average",
              f"{norm}: the model for {self.task} has no BatchNorm; expected 'average'"),
             (self.is_personalized and self.fraction_train < 1,
@@ -323,7 +329,10 @@ class StudyConfig(TaskProfile, PartitionConfig, FederationConfig, AnalysisConfig
         if self.precision != "auto":
             return self
         finished = self.out_dir.glob(f"runs/{self.task}-*/provenance.json")  # written when a run is done
-        recorded = {json.loads(path.with_name("config.json").read_text())["precision"] for path in finished}
+        recorded = set()
+        for path in finished:
+            with suppress(ValueError, LookupError, OSError):  # a damaged run is named by those who read it
+                recorded.add(json.loads(path.with_name("config.json").read_text())["precision"])
         return self.model_copy(update={"precision": recorded.pop() if len(recorded) == 1 else native_precision()})
 
     def runs(self, data_fingerprint: str, modes: tuple[Mode, ...] = Mode.__args__) -> list[RunConfig]:

@@ -105,6 +105,29 @@ def test_a_folder_that_is_no_study_is_one_line(command, tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["study", "grade"])
+def test_where_nothing_can_be_written_is_one_line_at_once(command, smoke, tmp_path, name):
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "students" / "ada").mkdir(parents=True)
+    grading = ["course", "grade", tmp_path / "students", "--out-dir", smoke]
+    arguments = [*grading, "--to"] if name == "grade" else ["study", "--profile", "smoke", "--out"]
+    code, _, said = command(*arguments, tmp_path / "file" / "new")
+    check_refused(code, said, [str(tmp_path / "file"), "Not a directory"])
+
+
+def test_runs_names_a_run_that_is_damaged_and_lists_the_others(command, smoke, tmp_path):
+    for run in sorted((smoke / "runs").glob("[!.]*"))[:2]:
+        (tmp_path / "runs" / run.name).mkdir(parents=True)
+        for name in ("config.json", "status.json"):
+            (tmp_path / "runs" / run.name / name).write_bytes((run / name).read_bytes())
+    (tmp_path / "runs" / run.name / "config.json").write_text('{"task": ')
+    code, out, said = command("runs", tmp_path)
+    assert (code, said) == (0, [])
+    good, bad = out.splitlines()
+    assert " 0." in good
+    assert "config.json: damaged" in bad
+
+
 def test_runs_lists_every_run_with_its_score(command, smoke):
     code, out, said = command("runs", smoke)
     assert (code, said) == (0, [])

@@ -119,6 +119,20 @@ def test_names_come_as_text_or_as_lists(text):
     assert StudyConfig.make(partitions=text).partitions == ("balanced", "unbalanced")
 
 
+def test_what_is_asked_twice_is_run_once():
+    study = StudyConfig.make(client_counts="4,2,4", partitions="balanced,balanced", seed="1,1")
+    assert (study.client_counts, study.partitions, study.seeds) == ((4, 2), ("balanced",), (1,))
+
+
+def test_a_damaged_record_does_not_keep_a_study_from_deciding_its_precision(tmp_path):
+    for name, text in (("classification-a", '{"precision": "bf16"}'), ("classification-b", '{"prec')):
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        (run / "config.json").write_text(text)
+        (run / "provenance.json").write_text("{}")
+    assert StudyConfig.make(precision="auto", out_dir=tmp_path).decided().precision == "bf16"
+
+
 def test_a_lone_number_or_name_is_a_list_of_one():
     study = StudyConfig.make(client_counts=4, partitions="balanced", seed="3")
     assert (study.client_counts, study.partitions, study.seeds) == ((4,), ("balanced",), (3,))
@@ -138,6 +152,9 @@ def test_a_lone_number_or_name_is_a_list_of_one():
         ("rounds", "five"),
         ("rounds", 0),
         ("batch_size", -1),
+        ("batch_size", 2),  # classification: a batch of one has no spread for BatchNorm
+        ("reply_timeout", "inf"),
+        ("noise_multiplier", "inf"),
         ("learning_rate", 0),
         ("learning_rate", 2),
         ("alpha", 0),

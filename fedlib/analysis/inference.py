@@ -102,7 +102,7 @@ def difference_test(one: np.ndarray, other: np.ndarray) -> tuple[str, float]:
     Right or wrong (0 and 1): McNemar's exact test. Else Wilcoxon's signed ranks; a patient without a difference has no rank.
     Without any difference p is 1.
     """
-    differences = one - other
+    differences = np.round(one - other, 12)  # as EQUAL says, or ties of ranks would hang on rounding
     binary = np.isin(np.concatenate([one, other]), (0, 1)).all()
     name = "McNemar" if binary else "Wilcoxon"
     if not differences.any():

@@ -41,6 +41,7 @@ def grade(folder: Path, out_dir: Path, time_limit: float, table: Path) -> Iterat
     if not students:
         raise UserError(f"{folder}: expected a folder of notebooks, or a notebook, for each student")
     rows, reference = [], stamps(out_dir)
+    write_atomically(table, pd.DataFrame(columns=COLUMNS).to_csv(index=False))  # fails now, or after hours of grading
     for student in students:
         name = student.name.removesuffix(".ipynb")
         own = [(name, *row) for row in grade_student(student, out_dir, time_limit)]
@@ -57,7 +58,7 @@ def grade_student(student: Path, out_dir: Path, time_limit: float) -> Iterator[t
         own, runs = Path(place) / "own", Path(place) / "runs"
         own.mkdir()
         shutil.copytree(student, own, True, dirs_exist_ok=True) if student.is_dir() else shutil.copy(student, own)
-        found = [path for path in sorted(own.rglob("*.ipynb")) if ".ipynb_checkpoints" not in path.parts]
+        found = [path for path in sorted(own.rglob("*.ipynb")) if path.is_file() and ".ipynb_checkpoints" not in path.parts]
         for path, content in [(path, path.read_text("utf8", "replace")) for path in found]:  # at once: one may delete others
             try:
                 shutil.copytree(out_dir, runs, dirs_exist_ok=True)

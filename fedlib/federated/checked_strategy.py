@@ -75,6 +75,8 @@ class CheckedStrategy:
         for client, row in rows.items():
             for name in ABSENT:
                 trained[client][name] += row.pop(name)
+            if "absent" in row:  # it trained, perhaps, and did not validate
+                trained[client].setdefault("absent", row["absent"])
         return pd.DataFrame([rows[client] for client in replies]).mean().to_dict()
 
     def local_states(self) -> dict[int, State]:
@@ -112,7 +114,7 @@ class CheckedStrategy:
         Raises FederationError as soon as fewer valid replies than the quorum are possible, or when a client replies twice.
         """
         who, down, messages = "node" if kind == "query" else "client", count_bytes(RecordDict(content)), []
-        accepted = {row["client"]: row["round"] for row in self.clients if "absent" not in row} if who == "client" else {}
+        accepted = {row["client"]: row["round"] for row in self.clients if row["n"]} if who == "client" else {}
         settings = {**content.get("config", {}), "run": self.config.model_dump_json()}
         for node, client in nodes.items():
             config = ConfigRecord({**settings, "accepted-round": accepted.get(client, 0)})

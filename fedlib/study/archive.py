@@ -3,7 +3,7 @@
 import json
 import mimetypes
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def verify(out_dir: Path, run_id: str | None = None) -> tuple[list[str], str]:
     """Check every hash of a study, then train the shortest run, or the one named, again in a temporary folder.
 
     Returns what is wrong, a line each, and one line that says what agrees.
-    Raises UserError when there is no such run, or when it or its data cannot be had.
+    Raises UserError when there is no such run, or when nothing is wrong and it or its data cannot be had.
     """
     store = RunStore(out_dir)
     runs = {run.folder.name: run for run in store.all() if run.done}
@@ -76,13 +76,15 @@ def verify(out_dir: Path, run_id: str | None = None) -> tuple[list[str], str]:
         raise UserError(f"{out_dir}: no finished run {run_id or ''}; expected one of {', '.join(runs) or 'some'}")
     intact, damaged = analysis.check_integrity(store, runs)
     wrong = [f"{name}: {why}" for name, why in damaged.items()]
-    wrong += [*_other_weights(intact), *_other_files(out_dir)]
+    wrong += [*_other_weights(intact), *_other_files(out_dir, runs)]
     run = runs[run_id] if run_id else min(intact or runs.values(), key=lambda run: run.result["seconds"])
     agreed = f"{len(intact)} of {len(runs)} runs are as they were recorded"
-    folders = [study.prepared_dir for study, data in recall_studies(out_dir) if study.task == run.config.task]
-    data = open_prepared(*folders, run.config.task) if folders else None
-    if not data or data.fingerprint != run.config.data_fingerprint or run.config.recipe != RECIPE:
-        raise UserError(f"{run.folder.name}: of other data or another version (commit {run.provenance['commit']}); {agreed}")
+    try:
+        data = _data_of(run, out_dir)
+    except UserError as error:
+        if not wrong:
+            raise
+        return wrong, f"{agreed}; none was trained again: {error}"
     again, same_conditions = _train_again(run, data)
     if again.result["weights_sha256"] == run.result["weights_sha256"]:
         took = f"in {again.result['seconds']:.0f} s"
@@ -90,6 +92,15 @@ def verify(out_dir: Path, run_id: str | None = None) -> tuple[list[str], str]:
     if same_conditions:
         wrong.append(f"{run.folder.name}: trained again, it has other weights, under the same recorded conditions")
     return wrong, f"{agreed}; {run.folder.name}, trained again, has other weights, as it may: {WHY}"
+
+
+def _data_of(run: Run, out_dir: Path) -> PreparedDataset:
+    """Return the prepared set of a run. Raises UserError when it is another, or the run is of another version."""
+    folders = [study.prepared_dir for study, data in recall_studies(out_dir) if study.task == run.config.task]
+    data = open_prepared(*folders, run.config.task) if folders else None
+    if not data or data.fingerprint != run.config.data_fingerprint or run.config.recipe != RECIPE:
+        raise UserError(f"{run.folder.name}: of other data or another version (commit {run.provenance['commit']})")
+    return data
 
 
 def _train_again(run: Run, data: PreparedDataset) -> tuple[Run, bool]:
@@ -121,12 +132,14 @@ def _other_weights(runs: list[Run]) -> Iterator[str]:
             yield f"{run.folder.name}: its weights have another hash than its result"
 
 
-def _other_files(out_dir: Path) -> Iterator[str]:
-    """Yield the files of the crate that are missing or changed."""
+def _other_files(out_dir: Path, runs: Iterable[str]) -> Iterator[str]:
+    """Yield the files of the crate that are missing or changed, and its runs that are not among the finished `runs`."""
     if not (out_dir / CRATE).exists():
         yield f"{out_dir / CRATE}: is missing; `python -m fedlib report {out_dir}` writes it"
         return
     for entity in json.loads((out_dir / CRATE).read_text())["@graph"]:
         path = out_dir / entity["@id"]
+        if path.parent == out_dir / "runs" and path.name not in runs:
+            yield f"{path}: not a finished run any more; it was when {CRATE} was written"
         if "sha256" in entity and not (path.exists() and file_sha256(path) == entity["sha256"]):
             yield f"{path}: missing or changed since {CRATE} was written"

@@ -50,6 +50,7 @@ def write_predictions(run: Run, choices: list[dict[str, Any]], images: Iterable[
         else:
             data = replace(data, labels=probabilities.argmax(0).astype(np.uint8)[np.newaxis])
             labels = out / f"{name.removesuffix('.gz').removesuffix('.nii')}_labels.nii.gz"
+            labels = out / f"{name}_labels.nii.gz" if labels.exists() else labels  # scan.nii beside scan.nii.gz
             said = _write_labels(_on_own_grid(probabilities, single), single.own_affine, run.classes, labels)
             rows.append({"file": name} | said | {"labels": str(labels.relative_to(out))})
         plots.prediction(data, said, f"{name}\n{RESEARCH_ONLY}").figure.savefig(picture)

@@ -19,7 +19,10 @@ DATA = ("title", "synthetic", "fingerprint", "train", "val", "test")
 def remember_study(study: StudyConfig, data: PreparedDataset) -> None:
     """Keep in study.json what the report needs to know: the configuration of each task, decided, and its data."""
     path = study.out_dir / "study.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        known = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):  # none yet, or damaged
+        known = {}
     described = {name: data.manifest[name] for name in KEPT if name in data.manifest} | {"fingerprint": data.fingerprint}
     described |= {split: len(data.split(split)) for split in ("train", "val", "test")}
     known[study.task] = {"study": json.loads(study.decided().model_dump_json(by_alias=True)), "data": described}

@@ -54,11 +54,14 @@ FURTHER = {
 def write_report(out_dir: Path) -> Path:
     """Rebuild every page of a study folder from its notebooks and its run store; trains nothing.
 
-    Raises UserError when `out_dir` holds no study, or its study.json is damaged.
+    Raises UserError when `out_dir` holds no study, or its study.json or a notebook is damaged.
     """
     for study, _ in recall_studies(out_dir):
         for notebook in sorted((out_dir / study.task).glob("[0-9]*.ipynb")):
-            render_notebook(notebook)
+            try:
+                render_notebook(notebook)
+            except ValueError as error:
+                raise UserError(f"{notebook}: damaged ({error}); remove it, and run the study's command again") from None
     return write_index(out_dir)
 
 

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from fedlib.config import ROOT, RunConfig, StudyConfig, UserError
 from fedlib.data.dataset import PreparedDataset, find_prepared, open_prepared
+from fedlib.data.files import write_atomically
 from fedlib.data.partition import clients_of
 from fedlib.data.progress import ProgressBar
 from fedlib.study.pages import render_notebook
@@ -85,7 +86,10 @@ class Job:
         if not self.output.with_suffix(".html").exists():
             return False
         stamp = self.stamp()
-        return stamp is not None and json.loads(self.output.read_text())["metadata"].get("fedlib") == stamp
+        try:
+            return stamp is not None and json.loads(self.output.read_text())["metadata"].get("fedlib") == stamp
+        except (ValueError, LookupError, TypeError):  # a damaged file
+            return False
 
 
 class Kernel(AsyncKernelManager):
@@ -221,7 +225,7 @@ def execute(job: Job, needed: Sequence[Future] = ()) -> str | None:
         papermill.execute_notebook(NOTEBOOKS / f"{job.notebook}.ipynb", unfinished, job.parameters, **options)
         content = json.loads(unfinished.read_text())
         content["metadata"]["fedlib"] = job.stamp()
-        unfinished.write_text(json.dumps(content))
+        write_atomically(unfinished, json.dumps(content))
     except Exception as failure:  # a cell raised; or the kernel died, of memory for example, or never began
         error = f"{getattr(failure, 'ename', type(failure).__name__)}: {getattr(failure, 'evalue', failure)}"
     if unfinished.exists():

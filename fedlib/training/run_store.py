@@ -43,12 +43,12 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The run's configuration. Raises UserError when another version of this project wrote it."""
+        """The run's configuration. Raises UserError when it is damaged or another version of this project wrote it."""
         path = self.folder / "config.json"
         try:
             return validated(RunConfig, json.loads(path.read_text()))
-        except UserError as error:
-            raise UserError(f"{path}: of another version of this project ({error}); remove the folder") from None
+        except ValueError as error:  # UserError is one
+            raise UserError(f"{path}: damaged or of another version ({error}); remove the folder") from None
 
     @property
     def status(self) -> dict[str, Any]:
@@ -212,10 +212,16 @@ class RunStore:
         return FileLock(self.folder / f".{run_id}.lock", timeout=-1 if wait else 0)
 
     def begin(self, config: RunConfig) -> Run:
-        """Open the folder of a run for writing; an interrupted run resumes from its checkpoints."""
+        """Open the folder of a run for writing; an interrupted run resumes from its checkpoints.
+
+        Its config.json stays: the margins in it were stated before anything was seen of the run.
+        """
         run = Run(self.folder / config.run_id)
         run.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(run.folder / "config.json", config.model_dump_json(indent=2))
+        try:
+            _ = run.config
+        except (UserError, FileNotFoundError):
+            write_atomically(run.folder / "config.json", config.model_dump_json(indent=2))
         run.set_status("running")
         return run
 

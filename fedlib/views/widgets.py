@@ -144,26 +144,31 @@ def round_player(runs: Run | Sequence[Run]) -> Player:
 @styled
 def _round(run: Run, name: str, number: int) -> Frame:
     """Draw the losses and weights of the clients up to a round, and the predictions of its average."""
-    panels = 1 if run.validation is None else 2
+    told = "loss" in run.clients  # with privacy = local no client tells it
+    panels = told + (run.validation is not None)
     figure, axes = plt.subplots(panels, 1, figsize=(4.8, 1.2 + 2.4 * panels), layout="constrained", squeeze=False)
-    losses = _losses(axes[0, 0], run.clients, number)
-    title = "client: weight in the average" if run.config.mode == "federated" else "client: share of the cases"
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), title=title, loc="outside lower center", ncols=3, fontsize=9)
-    if panels == 2:
-        _predictions(axes[1, 0], run.validation[run.validation["round"] == number], run.config.task)
+    ends = ""
+    if told:
+        losses = _losses(axes[0, 0], run.clients, number)
+        title = "client: weight in the average" if run.config.mode == "federated" else "client: share of the cases"
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), title=title, loc="outside lower center", ncols=3, fontsize=9)
+        low, high = (f"{losses[client]:.2f} (client {client})" for client in (losses.idxmin(), losses.idxmax()))
+        ends = f"; training loss {low} to {high}"
+    if run.validation is not None:
+        _predictions(axes[-1, 0], run.validation[run.validation["round"] == number], run.config.task)
     metrics, now = tasks.get(run.config.task).PRIMARY, run.rounds.set_index("round").loc[number]
     words = ", ".join(f"{tasks.NAMES[metric]} {now[metric]:.3f}" for metric in metrics)
-    ends = f"{losses.min():.2f} (client {losses.idxmin()}) to {losses.max():.2f} (client {losses.idxmax()})"
-    caption = f"{name}, round {number} of {len(run.rounds)}: validation {words}; training loss {ends}"
+    caption = f"{name}, round {number} of {len(run.rounds)}: validation {words}{ends}"
     return Frame(figure_url(figure), caption, width=480)
 
 
 def _losses(axis: plt.Axes, clients: pd.DataFrame, number: int) -> pd.Series:
     """Draw a line for each client up to a round, named with its weight; return the losses of that round by client."""
     table = clients.assign(client=clients["client"] + 1).pivot(index="round", columns="client", values=["loss", "n"])
-    losses, weights = table["loss"], table["n"].loc[number].fillna(0) / table["n"].loc[number].sum()
+    losses, n = table["loss"], table["n"].loc[number]
     for at, (client, loss) in enumerate(losses.loc[:number].items()):
-        weight = f"{weights[client]:.2f}" if weights[client] else "absent"
+        weight = f"{n[client] / n.sum():.2f}" if n[client] else "absent"
+        weight = "not drawn" if pd.isna(n[client]) else weight
         style = {"color": SERIES[at % len(SERIES)], "ls": DASHES[at // len(SERIES) % len(DASHES)]}
         axis.plot(loss, marker=SIGNS[at % len(SIGNS)], ms=4, lw=1.4, label=f"client {client}: {weight}", **style)
     axis.set(title="training loss of each client", xlabel="round", xlim=(0.5, len(losses) + 0.5))

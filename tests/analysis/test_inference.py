@@ -228,6 +228,11 @@ def test_two_arms_that_never_differ_are_equivalent_only_with_enough_patients():
     assert inference.difference_test(np.full(9, 0.5), np.full(9, 0.5)) == ("Wilcoxon", 1)
 
 
+def test_equal_differences_share_a_rank_whatever_the_rounding():
+    one, other = np.array([[8, 6, 10, 4, 2, 6, 8, 3], [7, 5, 9, 3, 3, 7, 4, 8]])
+    assert inference.difference_test(one / 10, other / 10) == inference.difference_test(one, other), "0.8 - 0.7, 0.3 - 0.2"
+
+
 def test_patients_without_a_difference_leave_the_test_exact():
     """One patient of many differs: as likely one way as the other. SciPy approximates where it sees zeros: 0.32."""
     one, other = np.full(30, 0.5), np.full(30, 0.5)

@@ -113,6 +113,7 @@ def test_what_fails_or_deletes_ends_in_a_row_that_says_so(tmp_path, store):
     (students / "cem").mkdir()
     (students / "cem" / "1.ipynb").write_text("my answer is 3")
     notebook(students / "cem" / "2.ipynb", "import os\nos._exit(1)", "travels")
+    (students / "cem" / "3.ipynb").mkdir()
     table = graded(students, store, tmp_path / "grades.csv")
     assert whole(table, "ada") == ("ran", "")
     result, text = whole(table, "ben")

@@ -181,6 +181,22 @@ def test_with_a_quorum_a_round_goes_on_and_the_table_says_who_was_missing(lenien
     assert table["bytes_up"].iloc[2] == 0
 
 
+def test_a_client_that_trains_and_does_not_validate_is_told_too(lenient):
+    timed = replies()
+    for message in timed:
+        message.content["metrics"]["seconds"] = 1.0
+    trained(lenient, 1, timed)
+    scores = MetricRecord({"accuracy": 0.5, "seconds": 0.5})
+    lenient.grid = canned([Message(RecordDict({"metrics": scores}), reply_to=asked(client)) for client in (0, 1)])
+    assert lenient.validate(1, lenient.initial) == {"accuracy": 0.5}
+    assert [row["seconds"] for row in lenient.clients] == [1.5, 1.5, 1.0]
+    assert [row.get("absent", "") for row in lenient.clients] == ["", "", "client 2: no reply (within 3600 s)"]
+    told = []
+    lenient.grid.send_and_receive = lambda messages, timeout: told.extend(messages) or replies()
+    lenient.train(2, lenient.initial)
+    assert [message.content["config"]["accepted-round"] for message in told] == [1, 1, 1], "its update was accepted"
+
+
 def test_below_the_quorum_the_round_stops(lenient):
     with pytest.raises(FederationError, match="round 4: client 1: no reply .*; client 2: no reply .*; expected .* 2 of 3"):
         trained(lenient, 4, replies()[:1])

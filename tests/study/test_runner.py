@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,11 @@ import psutil
 import pytest
 import torch
 
-from fedlib.config import StudyConfig
+from fedlib.config import StudyConfig, UserError
+from fedlib.data.dataset import open_prepared
 from fedlib.study import runner
+from fedlib.study.record import recall_studies, remember_study
+from fedlib.study.report import write_report
 from fedlib.study.runner import ORDER, Job, run_study
 from fedlib.training.run_store import RunStore
 from tests.helpers import python, snapshot, started, until
@@ -96,6 +100,21 @@ def test_a_notebook_is_not_done_when_its_source_or_one_of_its_runs_changed(studi
     monkeypatch.setattr(runner, "NOTEBOOKS", edited)
     assert training.is_done()
     assert not comparison.is_done()
+
+
+def test_a_damaged_notebook_is_executed_again_and_named_by_the_report(studies, smoke, tmp_path):
+    for name in ("study.json", "segmentation", "runs", "data/segmentation"):
+        copy = shutil.copytree if (smoke / name).is_dir() else shutil.copy
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        copy(smoke / name, tmp_path / name)
+    job = Job(studies[1].model_copy(update={"out_dir": tmp_path}), ORDER[0])
+    job.output.write_text("")
+    assert not job.is_done()
+    with pytest.raises(UserError, match=r"01_data_preparation.ipynb: damaged .*; remove it"):
+        write_report(tmp_path)
+    (tmp_path / "study.json").write_text("{")
+    remember_study(job.study, open_prepared(job.study.prepared_dir))
+    assert [study.task for study, _ in recall_studies(tmp_path)] == ["segmentation"]
 
 
 @pytest.fixture

@@ -90,6 +90,7 @@ def test_a_png_and_a_dicom_give_the_probabilities_of_the_run_itself(study, tmp_p
     shutil.copytree(study.raw / "classification" / "COVID" / "images", given / "png")
     grey = np.asarray(Image.open(next((given / "png").iterdir())))
     (given / "scan").write_bytes(dicom(grey))
+    shutil.copy(next((given / "png").iterdir()), given / "a$x_{$.png")  # no mathematics
     (given / "notes.txt").write_text("no image")
     table, done = study.predict("classification", given, tmp_path / "out", "federated")
     assert "research only, no medical use" in done.stdout
@@ -114,12 +115,13 @@ def test_a_volume_in_any_orientation_comes_back_on_its_own_grid(study, tmp_path)
     raw = study.volume(row)
     nib.save(turned(raw, "SPR"), given / "turned.nii.gz")
     nib.save(turned(resample_to_output(raw, (1.2, 1.3, 1.1), order=1), "PSL"), given / "finer.nii")
+    nib.save(raw, given / "turned.nii")  # the name of another, but for .gz
     (given / "broken.nii.gz").write_bytes(b"no volume")
     table, _ = study.predict("segmentation", given, tmp_path / "out")
     table = table.set_index("file")
     ((_, single),) = singles(given / "turned.nii.gz", "segmentation", study.data["segmentation"].manifest["choices"])
     own = MetaTensor(own_probabilities(study, row), affine=torch.from_numpy(single.affine))
-    for name in ("turned.nii.gz", "finer.nii"):
+    for name in ("turned.nii.gz", "finer.nii", "turned.nii"):
         volume, labels = nib.load(given / name), nib.load(tmp_path / "out" / table["labels"][name])
         assert labels.shape == volume.shape
         np.testing.assert_allclose(labels.affine, volume.affine, atol=1e-4)
@@ -253,6 +255,12 @@ def test_verify_names_what_was_edited_and_says_why_weights_may_differ(study, tmp
     assert "may: sums run in another order" in agreed
     monkeypatch.setattr(archive, "_train_again", lambda run, data: (other, True))
     assert "under the same recorded conditions" in archive.verify(copy)[0][-1]
+    shutil.rmtree(copy / "data")
+    wrong, agreed = archive.verify(copy)
+    assert len(wrong) == 3, "what is wrong is told without the data, too"
+    assert "none was trained again" in agreed
+    (run.folder / "status.json").unlink()
+    assert any(f"{run.folder}: not a finished run any more" in problem for problem in archive.verify(copy)[0])
 
 
 def test_the_crate_says_who_made_what_from_what(study):

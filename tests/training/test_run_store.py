@@ -185,15 +185,25 @@ def test_a_run_with_settings_of_another_version_is_refused_in_one_line(images, t
     path = record.folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"engine": "ray", "transport": "fp16"}))
     (run,) = RunStore(tmp_path).all()
-    with pytest.raises(
-        UserError, match=r"config.json: of another version of this project \(unknown .*\); remove the folder"
-    ):
+    with pytest.raises(UserError, match=r"config.json: damaged or of another version \(unknown .*\); remove the folder"):
         run.config.model_dump()
 
 
 def finished(images, tmp_path, mode="federated"):
     """A finished run, read anew."""
     return experiment.run(run_config(images, mode, rounds=1), images, RunStore(tmp_path))
+
+
+def test_margins_stay_as_they_were_stated_when_a_run_began(images, tmp_path):
+    """A run that was interrupted has shown validation scores: another margin comes after them."""
+    store, config = RunStore(tmp_path), run_config(images, "centralized")
+    store.begin(config)
+    assert store.begin(config.model_copy(update={"margin_accuracy": 0.2})).config.margin_accuracy == 0.05
+    path = store.folder / config.run_id / "config.json"
+    path.write_text('{"task": ')
+    with pytest.raises(UserError, match=r"config.json: damaged or of another version \(.*\); remove the folder"):
+        _ = store.get(config.run_id).config
+    assert store.begin(config).config == config, "what is damaged is written anew"
 
 
 def test_what_each_round_said_of_the_validation_cases_is_kept(data, tmp_path):

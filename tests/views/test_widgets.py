@@ -7,6 +7,7 @@ import re
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
@@ -245,6 +246,22 @@ def test_a_client_that_was_absent_is_called_that(images, tmp_path, figures):
         ["client 1: 0.50", "client 2: 0.50"],
         ["client 1: 1.00", "client 2: absent"],
     ]
+
+
+def test_clients_that_were_not_drawn_or_tell_no_loss_are_shown_without(images, tmp_path, figures):
+    for name, changes in (("sampled", {"fraction_train": 0.5}), ("private", {"privacy": "local", "batch_norm": "group"})):
+        record = RunStore(tmp_path / name).begin(run_config(images, "federated", **changes))
+        rows = [{"round": 1, "client": 0, "n": 10, "loss": 1.0}, {"round": 2, "client": 1, "n": 10, "loss": 1.0}]
+        if name == "private":
+            rows = [{"round": n, "client": c, "n": 10} for n in (1, 2) for c in (0, 1)]
+            said = pd.DataFrame({"case": ["a"], "patient": ["a"], "truth": ["x"], "prediction": ["x"], "source": [""]})
+            for n in (1, 2):
+                record.log_validation(n, said)
+        record.write_table("clients.csv", rows)
+        record.write_table("rounds.csv", [{"round": n, "accuracy": 0.5, "sensitivity": 0.5} for n in (1, 2)])
+        widgets.round_player(record.finish({}, {"weights_sha256": "w"}))
+    labels = [[text.get_text() for legend in figure.legends for text in legend.get_texts()] for figure in figures]
+    assert labels == [["client 1: 1.00", "client 2: not drawn"], ["client 1: not drawn", "client 2: 1.00"], [], []]
 
 
 def test_the_worst_cases_come_first(runs, data):

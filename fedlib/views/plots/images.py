@@ -249,5 +249,5 @@ def prediction(data: PreparedDataset, said: Mapping[str, float], title: str) -> 
         axes[0, 1].barh(list(words), list(words.values()), color=SERIES[0])
         axes[0, 1].set(xlim=(0, 1), xticks=[0, 1], yticks=range(len(words)), yticklabels=words, xlabel="probability")
         axes[0, 1].invert_yaxis()
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize=9, parse_math=False)  # a file's name may hold a $
     return accessible_figure(figure, f"{title}: {', '.join(f'{name} {value:.3g}' for name, value in words.items())}.")
