@@ -115,7 +115,10 @@ def _dirichlet(config: RunConfig, cases: pd.DataFrame, rng: np.random.Generator)
 
 
 def _missing_classes(config: RunConfig, cases: pd.DataFrame, rng: np.random.Generator) -> dict[str, int]:
-    """Let every client lack `n_missing` classes, in turn around a shuffled list; the others share each class equally."""
+    """Let every client lack `n_missing` classes, in turn around a shuffled list; the others share each class equally.
+
+    A patient stays whole: one with images of several classes takes all of them to the clients of the first.
+    """
     classes, n_missing, client_of = _patients_of_classes(cases), config.n_missing, {}
     if n_missing >= len(classes):
         found = f"n_missing = {n_missing}: the training cases are of {len(classes)} classes"
