@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from fedlib.config import RunConfig
-from fedlib.federated.client_app import local_state, shared_state
+from fedlib.federated.client_app import local_state, shared_state, turns
 from fedlib.federated.privacy import seed_noise
 from fedlib.federated.statistics import statistics_table
 from fedlib.federated.strategies import CONTROL, flower_strategy
@@ -197,7 +197,8 @@ def _array_fault(update: ArrayRecord, expected: ArrayRecord) -> str:
     if odd := sorted(set(update) ^ set(expected)):
         return f"missing or unknown weights, {', '.join(odd[:3])}; expected those of the model"
     for name, array in update.items():
-        values, wanted = array.numpy(), expected[name]
+        with turns:
+            values, wanted = array.numpy(), expected[name]
         if (values.shape, str(values.dtype)) != (tuple(wanted.shape), wanted.dtype):
             return f"{name} is {values.dtype} {values.shape}, expected {wanted.dtype} {tuple(wanted.shape)}"
         if not np.isfinite(values).all():

@@ -34,8 +34,9 @@ CLIENT_APP_ERROR = 2
 """Flower's code for a ClientApp that raised an exception."""
 stop_training = threading.Event()
 """Set to end the clients of this process: each looks at it before every step of the optimizer."""
-_lock = threading.Lock()
-"""Torch has one random generator for all threads: one client at a time draws initial weights."""
+turns = threading.Lock()
+"""Held while initial weights are drawn (torch has one random generator for all threads) and while arrays are read: NumPy
+parses their headers as Python, and two threads that parse at once may fail in CPython 3.11 (its issue 106905)."""
 
 client_app = ClientApp()
 
@@ -98,14 +99,15 @@ class ClientTask:
         if config.strategy == "scaffold" or config.is_personalized:
             folder = RunStore(_folder(context, "state-dir", "out-dir")).folder / config.run_id / "checkpoints"
             state = ClientState(folder / f"client{client}.safetensors", int(settings.get("accepted-round", 0)))
-        with _lock:
+        with turns:
             template, partition = _model_and_partition(config, data.folder)
         return cls(config, data, client, int(settings.get("server-round", 0)), partition[client], template, state)
 
     def model(self, message: Message) -> torch.nn.Module:
         """Build the model of this message: the weights that were sent, if any, and those that the client has kept."""
         model, kept = copy.deepcopy(self.template), self.state.kept if self.state else {}
-        sent = message.content.get("arrays", ArrayRecord()).to_torch_state_dict()
+        with turns:
+            sent = message.content.get("arrays", ArrayRecord()).to_torch_state_dict()
         own = {name: tensor for name, tensor in kept.items() if not name.startswith(f"{CONTROL}.")}
         model.load_state_dict(model.state_dict() | sent | own)
         return model
@@ -154,7 +156,9 @@ def train(message: Message, context: Context) -> Message:
     task = ClientTask.from_message(message, context)
     config, model, correct = task.config, task.model(message), None
     if CONTROL in message.content:
-        correct = ControlVariate(model, message.content[CONTROL].to_torch_state_dict(), task.state.kept)
+        with turns:
+            control = message.content[CONTROL].to_torch_state_dict()
+        correct = ControlVariate(model, control, task.state.kept)
     elif mu := message.content["config"].get("proximal-mu"):
         correct = proximal_term(model, mu)
 

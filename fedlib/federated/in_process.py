@@ -28,6 +28,8 @@ def train_federated(config: RunConfig, data: PreparedDataset, run: Run) -> None:
 
     Raises what `serve` raises.
     """
+    import torch._dynamo  # noqa: F401  torch's optimizers import it, and parse; here before there are threads (client_app.turns)
+
     node = {"data-dir": str(data.folder), "state-dir": str(run.folder.parent.parent), "full-errors": True}
     at_a_time, threads = parallel_clients(config)
     with InProcessGrid(client_app, config.n_clients, node, at_a_time, threads) as grid:

@@ -122,11 +122,11 @@ def test_mathematics_is_drawn(smoke, opened):
 
 def test_tables_are_reached_and_scrolled_by_keyboard(smoke, opened):
     page = opened(smoke / "index.html", width=PHONE).page
-    table = page.locator(".table").first
+    table = page.locator(".table:visible").first
     table.focus()
     for _ in range(5):
         page.keyboard.press("ArrowRight")
-    page.wait_for_function("document.querySelector('.table').scrollLeft > 0")
+    page.wait_for_function("table => table.scrollLeft > 0", arg=table.element_handle())
 
 
 def test_the_first_key_leads_past_the_navigation(smoke, opened):
