@@ -70,7 +70,9 @@ def test_in_words_and_as_a_matrix(runs):
     assert words.startswith(
         "*federated* is better than the site's own model at 0 of 2 sites and worse at 1 (beyond chance: 0 and 1); "
     )
-    assert words.endswith("better than the site's own model at 0 of 2 sites and worse at 0 (beyond chance: 0 and 0)")
+    assert words.endswith(
+        "*FedBN* is better than the site's own model at 0 of 2 sites and worse at 0 (beyond chance: 0 and 0)"
+    )
     matrix = analysis.site_matrix(table)
     assert list(matrix.index) == ["test patients", "local 1", "local 2", "federated", "FedBN"]
     assert list(matrix.columns) == ["site 1", "site 2"]
